@@ -1,0 +1,40 @@
+"""JEPAs in PyTorch Lightning: I-JEPA and its relatives, each a short LightningModule and one YAML file.
+
+Names are imported when first used, so that ``import jepa_lightning.models`` does not import Lightning.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jepa_lightning import masking as masking
+    from jepa_lightning.checkpoint import load as load
+    from jepa_lightning.interop.meta import load_meta as load_meta
+    from jepa_lightning.methods import IJEPA as IJEPA
+    from jepa_lightning.methods import JEPA as JEPA
+    from jepa_lightning.models import Predictor as Predictor
+    from jepa_lightning.models import VisionTransformer as VisionTransformer
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "IJEPA": "methods",
+    "JEPA": "methods",
+    "Predictor": "models",
+    "VisionTransformer": "models",
+    "load": "checkpoint",
+    "load_meta": "interop.meta",
+}
+_MODULES = {"masking", "metrics", "models", "methods", "data", "schedules"}
+
+__all__ = [*sorted(_HOME), *sorted(_MODULES)]  # noqa: PLE0604  # names are resolved by __getattr__
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

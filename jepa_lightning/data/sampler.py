@@ -1,0 +1,83 @@
+"""Order of the samples, and a loader that resumes where it stopped: both functions of (seed, epoch, position)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, DistributedSampler
+
+from jepa_lightning import distributed
+from jepa_lightning.masking import seeded
+
+
+class Draw(NamedTuple):
+    """A request for one sample: a data set seeds its crop with it.
+
+    Attributes:
+        index: Position in the data set.
+        epoch: Epoch in which it is drawn.
+        step: Number of its batch since the start of training.
+    """
+
+    index: int
+    epoch: int = 0
+    step: int = 0
+
+
+class EpochSampler(DistributedSampler[Draw]):
+    """A shuffle of the data set for each epoch, every rank its own part, all of equal length.
+
+    A DistributedSampler, so that Lightning tells it the epoch and leaves it in place.
+
+    Args:
+        size: Length of the data set.
+        batch_size: Samples in a batch of one process.
+        seed: Part of the key of every shuffle.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+        super().__init__(range(size), distributed.world_size(), distributed.rank(), drop_last=True)  # type: ignore[arg-type]
+        self.size, self.batch_size, self.key = size, batch_size, seed
+        self.num_samples = size // self.num_replicas
+        self.resume_epoch, self.resume_batches = -1, 0
+
+    def resume(self, epoch: int, batches: int) -> None:
+        """Leave out the first batches of one epoch, which an interrupted run has seen."""
+        self.resume_epoch, self.resume_batches = epoch, batches
+
+    def __iter__(self) -> Iterator[Draw]:  # type: ignore[override]  # torch ties the sampler's type to the data set's
+        """Draws of this rank, starting after the batches that were seen."""
+        order = torch.randperm(self.size, generator=seeded("order", self.key, self.epoch)).tolist()
+        mine = order[self.rank :: self.num_replicas][: self.num_samples]
+        first_step = self.epoch * (self.num_samples // self.batch_size)
+        seen = self.resume_batches * self.batch_size if self.epoch == self.resume_epoch else 0
+        for position in range(seen, len(mine)):
+            yield Draw(mine[position], self.epoch, first_step + position // self.batch_size)
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A DataLoader over an EpochSampler whose position travels in the checkpoint.
+
+    Lightning stores ``state_dict()`` with the progress of its loops and gives it back before training goes on.
+    """
+
+    sampler: EpochSampler
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator is all that is asked of it
+        """Batches, counted as they are handed out (workers may be ahead)."""
+        epoch = self.sampler.epoch
+        self._position = (epoch, self.sampler.resume_batches if epoch == self.sampler.resume_epoch else 0)
+        for batch in super().__iter__():
+            self._position = (epoch, self._position[1] + 1)
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and number of batches handed out in it."""
+        epoch, batches = getattr(self, "_position", (self.sampler.epoch, 0))
+        return {"epoch": epoch, "batches": batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on after the batches that ``state`` counts."""
+        self.sampler.resume(state["epoch"], state["batches"])

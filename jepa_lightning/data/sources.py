@@ -1,0 +1,216 @@
+"""Where images come from: a folder, a torchvision data set, or the scenes that ship with the package (embedded.py)."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image, ImageOps
+
+Split = Literal["train", "val", "test"]
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+
+
+class Images(ABC):
+    """A list of images.
+
+    Attributes:
+        labels: Class index of each image, -1 if unknown.
+        classes: Names of the classes.
+    """
+
+    labels: Sequence[int]
+    classes: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def image(self, index: int) -> Image.Image:
+        """The decoded image in RGB; raises whatever the decoder raises."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """A name for messages and result files."""
+
+
+class ImageSource(ABC):
+    """Images with labels in up to three splits."""
+
+    def prepare(self) -> None:
+        """Download or render what is missing; called by one process of each machine, before ``split``."""
+
+    @abstractmethod
+    def split(self, split: Split) -> Images:
+        """The images of a split.
+
+        Raises:
+            FileNotFoundError: If the source has no such split, or is not there.
+        """
+
+
+class FileImages(Images):
+    """Image files, decoded by Pillow and turned upright as their EXIF data asks."""
+
+    def __init__(self, root: Path, files: Sequence[str], labels: Sequence[int], classes: Sequence[str]) -> None:
+        self.root, self.files, self.labels, self.classes = root, files, labels, classes
+
+    def image(self, index: int) -> Image.Image:
+        """Decode the whole file, so that a truncated one fails here."""
+        with Image.open(self.root / self.files[index]) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+
+    def name(self, index: int) -> str:
+        """Path below the root."""
+        return self.files[index]
+
+
+class Folder(ImageSource):
+    """Image files in folders.
+
+    Three layouts: ``train/CLASS/x.jpg`` with ``val/`` (and perhaps ``test/``) beside it, as ImageNet;
+    ``CLASS/x.jpg``; or files without class folders, which train but cannot be probed.
+
+    Args:
+        root: The folder.
+        holdout: Fraction kept for validation where there is no ``val`` folder; chosen by a hash of the file name, so
+            that it stays the same when files are added.
+    """
+
+    def __init__(self, root: str, holdout: float = 0.1) -> None:
+        self.root, self.holdout = Path(root).expanduser(), holdout
+
+    def split(self, split: Split) -> Images:
+        """The images of a split.
+
+        Raises:
+            FileNotFoundError: No such folder, no images in it, or no such split.
+        """
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"no such folder: {self.root} (set --data.source.root to a folder of images)")
+        if (self.root / "train").is_dir():
+            return self._named_split(split)
+        images = self._scan(self.root)
+        if split == "test":
+            raise FileNotFoundError(f"{self.root} has no test split: add a folder {self.root / 'test'}")
+        held_out = [_fraction(name) < self.holdout for name in images.files]
+        if all(held_out) or not any(held_out):  # so few files that none or all were chosen
+            held_out = [len(images) > 1 and position == 0 for position in range(len(images))]
+        chosen = [i for i, out in enumerate(held_out) if out == (split == "val")]
+        return FileImages(
+            images.root, [images.files[i] for i in chosen], [images.labels[i] for i in chosen], images.classes
+        )
+
+    def _named_split(self, split: Split) -> FileImages:
+        if not (self.root / split).is_dir():
+            raise FileNotFoundError(f"{self.root} has no {split} split: add a folder {self.root / split}")
+        images = self._scan(self.root / split)
+        if split != "train":  # a class that only training has must not shift the labels
+            classes = self._scan(self.root / "train").classes
+            unknown = sorted(set(images.classes) - set(classes))
+            if unknown:
+                raise FileNotFoundError(f"{self.root / split} has classes that {self.root / 'train'} lacks: {unknown}")
+            labels = [classes.index(images.classes[k]) if k >= 0 else -1 for k in images.labels]
+            return FileImages(images.root, images.files, labels, classes)
+        return images
+
+    def _scan(self, folder: Path) -> FileImages:
+        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS)
+        files = [path.relative_to(folder).as_posix() for path in paths]
+        if not files:
+            raise FileNotFoundError(f"no image files in {folder} (looked for {', '.join(sorted(EXTENSIONS))})")
+        tops = [name.split("/")[0] if "/" in name else "" for name in files]
+        classes = sorted(set(tops) - {""})
+        return FileImages(folder, files, [classes.index(top) if top else -1 for top in tops], classes)
+
+
+class TorchvisionImages(Images):
+    """A torchvision data set, or part of it."""
+
+    def __init__(self, dataset: Any, indices: Sequence[int], labels: Sequence[int], classes: Sequence[str]) -> None:
+        self.dataset, self.indices, self.labels, self.classes = dataset, indices, labels, classes
+
+    def image(self, index: int) -> Image.Image:
+        """The image in RGB."""
+        return self.dataset[self.indices[index]][0].convert("RGB")
+
+    def name(self, index: int) -> str:
+        """``CIFAR10/123``."""
+        return f"{type(self.dataset).__name__}/{self.indices[index]}"
+
+
+class Torchvision(ImageSource):
+    """A data set of ``torchvision.datasets`` by its class name.
+
+    Its training part is used for pretraining (STL10: with the unlabelled images); one tenth of that is held out for
+    validation; its test part (Imagenette: its validation part) is for ``jepa test``.
+
+    Args:
+        name: Class name: FashionMNIST, CIFAR10, CIFAR100, STL10, Imagenette, Flowers102, ...
+        root: Where it is stored.
+        download: Download it if it is not there.
+    """
+
+    ALIASES: dict[tuple[str, str], str] = {("STL10", "train"): "train+unlabeled", ("Imagenette", "test"): "val"}  # noqa: RUF012
+
+    def __init__(self, name: str, root: str = "~/data", download: bool = False) -> None:
+        import torchvision.datasets
+
+        self.name, self.root, self.download = name, Path(root).expanduser(), download
+        self.factory = getattr(torchvision.datasets, name, None)
+        parameters = inspect.signature(self.factory).parameters if inspect.isclass(self.factory) else {}
+        if not {"train", "split"} & set(parameters):
+            raise ValueError(f"torchvision.datasets has no image set with splits called {name!r}; try CIFAR10 or STL10")
+        self.parameters = set(parameters)
+
+    def prepare(self) -> None:
+        """Download, if that was asked for."""
+        if self.download:
+            for part in ("train", "test"):
+                self._open(part, download=True)
+
+    def split(self, split: Split) -> Images:
+        """The images of a split; ``val`` is a tenth of the training part, chosen by position."""
+        dataset = self._open("test" if split == "test" else "train")
+        labels = _labels(dataset)
+        chosen = range(len(labels))
+        if split != "test":
+            chosen = [i for i in chosen if (_fraction(str(i)) < 0.1 and labels[i] >= 0) == (split == "val")]  # type: ignore[assignment]
+        classes = getattr(dataset, "classes", None) or [str(k) for k in range(max(labels) + 1)]
+        return TorchvisionImages(dataset, chosen, [labels[i] for i in chosen], [str(c) for c in classes])
+
+    def _open(self, part: str, download: bool = False) -> Any:
+        arguments: dict[str, Any] = {"root": str(self.root)}
+        if "train" in self.parameters:
+            arguments["train"] = part == "train"
+        else:
+            arguments["split"] = self.ALIASES.get((self.name, part), part)
+        if "download" in self.parameters:
+            arguments["download"] = download
+        try:
+            return self.factory(**arguments)  # type: ignore[misc]  # checked in the constructor
+        except (RuntimeError, FileNotFoundError) as error:
+            if download:
+                raise
+            raise FileNotFoundError(
+                f"{self.name} is not in {self.root}: set --data.source.root, or --data.source.download true"
+            ) from error
+
+
+def _labels(dataset: Any) -> list[int]:
+    """Labels without decoding an image, wherever this data set keeps them."""
+    for attribute in ("targets", "labels", "_labels"):
+        if hasattr(dataset, attribute):
+            return [int(label) for label in getattr(dataset, attribute)]
+    if hasattr(dataset, "_samples"):
+        return [int(label) for _, label in dataset._samples]
+    return [int(dataset[i][1]) for i in range(len(dataset))]
+
+
+def _fraction(name: str) -> float:
+    """A number in [0, 1) that follows from the name."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "little") / 2.0**48

@@ -1,0 +1,54 @@
+"""The few collective operations that methods and callbacks need. State is asked when used, never in a constructor."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+
+def world_size() -> int:
+    """Number of processes; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Rows of all processes, in rank order; processes may hold different numbers of rows."""
+    if world_size() == 1:
+        return rows
+    length = torch.tensor([len(rows)], device=rows.device)
+    lengths = [torch.empty_like(length) for _ in range(world_size())]
+    dist.all_gather(lengths, length)
+    longest = max(int(n) for n in lengths)
+    padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
+    gathered = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(gathered, padded)
+    return torch.cat([part[: int(n)] for part, n in zip(gathered, lengths, strict=True)])
+
+
+def shard(module: nn.Module, mesh: DeviceMesh | None) -> nn.Module:
+    """Shard a network under FSDP, block by block; the module itself under every other strategy.
+
+    Encoder and target encoder go through here one by one, so that their shards align and the EMA stays local.
+
+    Args:
+        module: A network whose Transformer blocks stand in ModuleLists.
+        mesh: The data-parallel mesh under Lightning's ModelParallelStrategy (FSDP2), else None.
+    """
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+    from torch.distributed.fsdp.wrap import wrap
+
+    if mesh is None:
+        return wrap(module)  # FSDP1 inside the context that Lightning's FSDPStrategy opens, else nothing
+    if not isinstance(module, FSDPModule):
+        blocks = [block for stack in module.modules() if isinstance(stack, nn.ModuleList) for block in stack]
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+    return module

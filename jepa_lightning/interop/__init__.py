@@ -1,0 +1,1 @@
+"""The only place that knows the names and layouts of other projects."""

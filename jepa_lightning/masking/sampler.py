@@ -1,0 +1,43 @@
+"""What a mask sampler is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Generator
+
+from jepa_lightning.masking.tokens import TokenMasks
+
+Grid = tuple[int, int, int]
+"""Tokens along time, height and width; time is 1 for images."""
+Range = tuple[float, float]
+"""Smallest and largest value."""
+
+
+class MaskSampler(ABC):
+    """Draws which tokens are context and which are targets, for a whole batch."""
+
+    @abstractmethod
+    def sample(
+        self, batch_size: int, generator: Generator | None = None, step: int | None = None
+    ) -> tuple[TokenMasks, ...]:
+        """Masks for a batch, one entry for each family.
+
+        Args:
+            batch_size: Number of samples.
+            generator: Source of randomness; None for the global one.
+            step: Number of the batch since the start of training, for samplers that follow a counter.
+        """
+
+
+def hw(grid: Grid | tuple[int, int] | int) -> tuple[int, int]:
+    """Height and width of an image grid.
+
+    Raises:
+        ValueError: If the grid has more than one step in time.
+    """
+    if isinstance(grid, int):
+        return grid, grid
+    if len(grid) == 3 and grid[0] != 1:
+        raise ValueError(f"2-D masks need a grid with one step in time, got {grid}")
+    return grid[-2], grid[-1]

@@ -1,0 +1,81 @@
+"""I-JEPA: predict the features of target blocks from a context block of the same image.
+
+Assran et al., "Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture", CVPR 2023,
+arXiv 2301.08243. With target features h = LN(f_target(x)) and predictions g(f(x_context), positions of the target),
+
+    loss = mean over target blocks, tokens and channels of smooth_l1(prediction - h);   f_target <- EMA(f).
+
+| | paper | official code | here |
+|---|---|---|---|
+| distance | squared L2 | smooth L1, beta 1 | smooth L1 |
+| targets | as the encoder gives them | layer-normalised without affine, eps 1e-5 | layer-normalised |
+| weight decay | linear | cosine | cosine |
+| initial weights | - | depth rescale, undone before training | no rescale (`depth_rescale: true` has it) |
+| masks | section 3 | last row and column never used, raster cut | whole grid, random cut (`compat: true`: official) |
+| target encoder's mode | - | train() (no dropout, so no difference) | eval() |
+| other input sizes | - | crash | positions resampled |
+| data seed | - | the same on all ranks | different on each |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jepa_lightning import metrics
+from jepa_lightning.masking import MaskedBatch, gather_tokens
+from jepa_lightning.methods.base import JEPA
+from jepa_lightning.models import Encoder, Predictor
+from jepa_lightning.schedules import Schedule
+
+
+class IJEPA(JEPA):
+    """Image JEPA (Assran et al. 2023).
+
+    Args:
+        encoder: The context encoder, the network that is trained and kept.
+        predictor: Builds the predictor for an encoder, so that sizes are said once.
+        lr: Learning rate by optimizer step.
+        weight_decay: Weight decay by optimizer step; biases, norms and other vectors are never decayed.
+        momentum: Momentum of the target encoder by optimizer step.
+        betas: The two decay rates of AdamW.
+        ipe_scale: Length of the schedules over the length of the training; above 1 they are not finished.
+        compile: Compile the networks with torch.compile; the first steps then take minutes.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        predictor: Callable[[Encoder], Predictor],
+        lr: Schedule,
+        weight_decay: Schedule,
+        momentum: Schedule,
+        betas: tuple[float, float] = (0.9, 0.999),
+        ipe_scale: float = 1.0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(encoder, lr, weight_decay, momentum, betas, ipe_scale, compile)
+        self.predictor = predictor(encoder)
+
+    def losses(self, batch: MaskedBatch) -> dict[str, Tensor]:
+        """Smooth L1 between predicted and target features, and how good that is."""
+        grid = self.encoder.grid_of(batch.inputs)
+        with torch.no_grad():
+            features = F.layer_norm(self.target_encoder(batch.inputs), (self.embed_dim,))  # (B, N, D)
+        losses = []
+        for family, masks in enumerate(batch.masks):
+            context = self.encoder(batch.inputs, masks.context)  # (B, Nc, D)
+            predicted = self.predictor(context, masks.context, masks.targets, family, grid)  # (B, M, Nt, D)
+            target = gather_tokens(features, masks.targets)  # (B, M, Nt, D)
+            losses.append(F.smooth_l1_loss(predicted, target))
+        with torch.no_grad():  # watched, not trained: of the last family
+            watched = {
+                "explained_variance": metrics.explained_variance(predicted, target),
+                "context_std": metrics.feature_std(context),
+                "predicted_std": metrics.feature_std(predicted),
+                "target_std": metrics.feature_std(target),
+            }
+        return {"loss": torch.stack(losses).mean(), **watched}

@@ -1,0 +1,101 @@
+"""Learning rate, weight decay and EMA momentum as pure functions of the optimizer step.
+
+Nothing counts here: a value follows from the step alone, so a resumed run has the values of an uninterrupted one
+and the configuration always wins over what a checkpoint remembers.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+
+class Schedule(ABC):
+    """A scalar that changes while training.
+
+    Called with the number of the optimizer step, which counts from 1 as in the official code: 1 is the value of the
+    first update.
+    """
+
+    @abstractmethod
+    def __call__(self, step: int, total_steps: float, steps_per_epoch: int) -> float:
+        """The value in optimizer step ``step``.
+
+        Args:
+            step: Number of this optimizer step, from 1.
+            total_steps: Length of the schedule: ipe_scale x epochs x steps per epoch, not rounded.
+            steps_per_epoch: Optimizer steps in one epoch.
+        """
+
+
+class Constant(Schedule):
+    """The same value always.
+
+    Args:
+        value: The value.
+    """
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def __call__(self, step: int, total_steps: float, steps_per_epoch: int) -> float:
+        """The value."""
+        return self.value
+
+
+class WarmupCosine(Schedule):
+    """Linear from ``start`` to ``peak``, then half a cosine to ``final`` (the learning rate of I-JEPA, appendix A.1).
+
+    Args:
+        start: Value before the first step.
+        peak: Highest value, reached after the warm-up.
+        final: Value of the last step.
+        warmup_epochs: Length of the warm-up in epochs; fractions are fine.
+    """
+
+    def __init__(self, start: float, peak: float, final: float, warmup_epochs: float = 0.0) -> None:
+        self.start, self.peak, self.final, self.warmup_epochs = start, peak, final, warmup_epochs
+
+    def __call__(self, step: int, total_steps: float, steps_per_epoch: int) -> float:
+        """Warm-up while step < warm-up steps, then the cosine."""
+        total, warmup = int(total_steps), int(self.warmup_epochs * steps_per_epoch)
+        if step < warmup:
+            return self.start + step / max(1, warmup) * (self.peak - self.start)
+        # The official cosine is not clamped and rises again if ipe_scale < 1 ends it before the run.
+        progress = min(1.0, (step - warmup) / max(1, total - warmup))
+        return self.final + (self.peak - self.final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+class Cosine(Schedule):
+    """Half a cosine from ``start`` to ``final`` (the weight decay of I-JEPA: the paper says linear, the code cosine).
+
+    Args:
+        start: Value before the first step.
+        final: Value of the last step.
+    """
+
+    def __init__(self, start: float, final: float) -> None:
+        self.start, self.final = start, final
+
+    def __call__(self, step: int, total_steps: float, steps_per_epoch: int) -> float:
+        """The cosine, held at ``final`` after its end."""
+        progress = min(1.0, step / max(1, int(total_steps)))
+        return self.final + (self.start - self.final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+class Linear(Schedule):
+    """A line from ``start`` in the first step towards ``final``, which it would reach one step after the last.
+
+    The convention of the official code for the EMA momentum (I-JEPA section 3).
+
+    Args:
+        start: Value of the first step.
+        final: Value that the line aims at.
+    """
+
+    def __init__(self, start: float, final: float) -> None:
+        self.start, self.final = start, final
+
+    def __call__(self, step: int, total_steps: float, steps_per_epoch: int) -> float:
+        """start + (step - 1) (final - start) / total, held at ``final`` after that."""
+        return self.start + min(1.0, (step - 1) / max(1.0, total_steps)) * (self.final - self.start)
