@@ -21,9 +21,9 @@ from jepa_lightning.data.sources import Folder, Images, ImageSource, Split
 
 VERSION = 1
 """Part of the folder's name: a change of the rendering makes a new folder."""
-COUNTS: dict[Split, int] = {"train": 6000, "val": 1000, "test": 1000}
-DIGITS: dict[Split, slice] = {"train": slice(0, 1197), "val": slice(1197, 1497), "test": slice(1497, 1797)}
-COLUMNS: dict[Split, tuple[float, float]] = {"train": (0.0, 0.6), "val": (0.6, 0.8), "test": (0.8, 1.0)}
+COUNTS: dict[str, int] = {"train": 6000, "val": 1000, "test": 1000}
+DIGITS: dict[str, slice] = {"train": slice(0, 1197), "val": slice(1197, 1497), "test": slice(1497, 1797)}
+COLUMNS: dict[str, tuple[float, float]] = {"train": (0.0, 0.6), "val": (0.6, 0.8), "test": (0.8, 1.0)}
 
 
 def default_cache() -> Path:
@@ -63,7 +63,7 @@ class DigitScenes(ImageSource):
         return Folder(str(self.root)).split(split)
 
 
-def _write_split(folder: Path, split: Split, count: int, size: int, progress: tqdm[None]) -> None:
+def _write_split(folder: Path, split: str, count: int, size: int, progress: tqdm[None]) -> None:
     from sklearn.datasets import load_digits, load_sample_images
 
     digits = load_digits()

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image, ImageOps
+from torch.utils.data import ConcatDataset
 
-Split = Literal["train", "val", "test"]
+Split = Literal["train", "val", "test", "all"]
+"""``all`` is every image there is, for `jepa predict`."""
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 
 
@@ -92,6 +94,8 @@ class Folder(ImageSource):
         """
         if not self.root.is_dir():
             raise FileNotFoundError(f"no such folder: {self.root} (set --data.source.root to a folder of images)")
+        if split == "all":
+            return self._scan(self.root)
         if (self.root / "train").is_dir():
             return self._named_split(split)
         images = self._scan(self.root)
@@ -131,16 +135,19 @@ class Folder(ImageSource):
 class TorchvisionImages(Images):
     """A torchvision data set, or part of it."""
 
-    def __init__(self, dataset: Any, indices: Sequence[int], labels: Sequence[int], classes: Sequence[str]) -> None:
-        self.dataset, self.indices, self.labels, self.classes = dataset, indices, labels, classes
+    def __init__(
+        self, kind: str, dataset: Any, indices: Sequence[int], labels: Sequence[int], classes: Sequence[str]
+    ) -> None:
+        self.kind, self.dataset, self.indices = kind, dataset, indices
+        self.labels, self.classes = labels, classes
 
     def image(self, index: int) -> Image.Image:
         """The image in RGB."""
         return self.dataset[self.indices[index]][0].convert("RGB")
 
     def name(self, index: int) -> str:
-        """``CIFAR10/123``."""
-        return f"{type(self.dataset).__name__}/{self.indices[index]}"
+        """``CIFAR10/test/123``."""
+        return f"{self.kind}/{self.indices[index]}"
 
 
 class Torchvision(ImageSource):
@@ -177,11 +184,17 @@ class Torchvision(ImageSource):
         """The images of a split; ``val`` is a tenth of the training part, chosen by position."""
         dataset = self._open("test" if split == "test" else "train")
         labels = _labels(dataset)
-        chosen = range(len(labels))
-        if split != "test":
-            chosen = [i for i in chosen if (_fraction(str(i)) < 0.1 and labels[i] >= 0) == (split == "val")]  # type: ignore[assignment]
-        classes = getattr(dataset, "classes", None) or [str(k) for k in range(max(labels) + 1)]
-        return TorchvisionImages(dataset, chosen, [labels[i] for i in chosen], [str(c) for c in classes])
+        chosen = list(range(len(labels)))
+        if split in ("train", "val"):
+            held_out = [_fraction(str(i)) < 0.1 and labels[i] >= 0 for i in chosen]
+            chosen = [i for i in chosen if held_out[i] == (split == "val")]
+        names = getattr(dataset, "classes", None) or range(max(labels) + 1)
+        if split == "all":
+            test = self._open("test")
+            dataset, labels = ConcatDataset([dataset, test]), labels + _labels(test)
+            chosen = list(range(len(labels)))
+        kind = f"{self.name}/{split if split in ('test', 'all') else 'train'}"
+        return TorchvisionImages(kind, dataset, chosen, [labels[i] for i in chosen], [str(name) for name in names])
 
     def _open(self, part: str, download: bool = False) -> Any:
         arguments: dict[str, Any] = {"root": str(self.root)}

@@ -57,6 +57,10 @@ class JEPA(LightningModule, ABC):
         """Tokens of the target encoder, the network that the papers evaluate."""
         return cast(Tensor, self.target_encoder(inputs))
 
+    def frozen_encoder(self) -> nn.Module:
+        """A copy of the network that ``encode`` uses, as it is now."""
+        return frozen_copy(self.target_encoder)
+
     # ------------------------------------------------------------------ steps
 
     def training_step(self, batch: MaskedBatch, batch_idx: int) -> Tensor:
@@ -113,7 +117,7 @@ class JEPA(LightningModule, ABC):
         """Set learning rate and weight decay from the step number (idempotent under gradient accumulation)."""
         self._finished_steps = self.global_step
         values = self.schedule_values()
-        self._next_momentum = values["momentum"]
+        self.next_momentum = values["momentum"]
         for group in cast(Optimizer, self.optimizers(use_pl_optimizer=False)).param_groups:
             group["lr"] = values["lr"]
             group["weight_decay"] = values["weight_decay"] if group["decay"] else 0.0
@@ -126,7 +130,7 @@ class JEPA(LightningModule, ABC):
     def update_target_encoder(self) -> None:
         """The EMA update of an optimizer step that has been taken; nothing if it was done already."""
         if self._finished_steps is not None and self.global_step > self._finished_steps:
-            ema_update(self.target_encoder, self.encoder, self._next_momentum)
+            ema_update(self.target_encoder, self.encoder, self.next_momentum)
             self._finished_steps = self.global_step
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -1,0 +1,11 @@
+"""Observers: what is measured, drawn, written and saved. Removing one never changes training."""
+
+from jepa_lightning.callbacks.checkpoints import Checkpoints
+from jepa_lightning.callbacks.config import SaveConfig
+from jepa_lightning.callbacks.features import FeatureWriter
+from jepa_lightning.callbacks.monitor import Monitor
+from jepa_lightning.callbacks.pictures import Pictures
+from jepa_lightning.callbacks.probe import Probe
+from jepa_lightning.callbacks.progress import ProgressBar
+
+__all__ = ["Checkpoints", "FeatureWriter", "Monitor", "Pictures", "Probe", "ProgressBar", "SaveConfig"]

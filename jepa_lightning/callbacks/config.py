@@ -1,0 +1,29 @@
+"""The resolved configuration goes wherever the run leaves something: the folder, TensorBoard, every checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from jepa_lightning.checkpoint import CONFIG_KEY
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes `config.yaml` beside the logs, and the same text into TensorBoard and every checkpoint."""
+
+    def text(self) -> str:
+        """The resolved configuration as YAML."""
+        return self.parser.dump(self.config, skip_none=False)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """A text panel in TensorBoard; indented, which Markdown shows as it is."""
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("config", "\n".join(f"    {line}" for line in self.text().splitlines()))
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint knows how to rebuild its module: see jepa_lightning.load."""
+        checkpoint[CONFIG_KEY] = self.text()

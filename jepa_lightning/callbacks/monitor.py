@@ -1,0 +1,112 @@
+"""How fast it goes, and a CSV file with one row a step and the columns of the official code."""
+
+from __future__ import annotations
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from jepa_lightning.masking import MaskedBatch
+
+COLUMNS = (
+    "epoch", "itr", "loss", "mask-A", "mask-B", "time (ms)", "lr", "weight decay", "momentum", "memory (MB)",
+    "grad first qkv", "grad last qkv", "grad min", "grad max",
+)  # fmt: skip
+
+
+class Monitor(Callback):
+    """Logs mask sizes and throughput, and writes `train.csv` (for each process `train_r1.csv`, ...).
+
+    The first six columns are those of the official CSV: epoch and iteration from 1 and 0, loss, context and target
+    tokens, milliseconds of the step. The gradients are norms of the encoder's weight matrices.
+
+    Args:
+        flush_every_n_steps: Rows are kept on the device and written together, so that no step waits for a number.
+    """
+
+    def __init__(self, flush_every_n_steps: int = 50) -> None:
+        self.flush_every_n_steps = flush_every_n_steps
+        self._rows: list[tuple[list[Any], Tensor]] = []
+        self._gradients: Tensor | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the file; a resumed run has a folder of its own."""
+        self._file: Path | None = None
+        if trainer.log_dir is not None and trainer.loggers:
+            suffix = f"_r{trainer.global_rank}" if trainer.global_rank else ""
+            self._file = Path(trainer.log_dir) / f"train{suffix}.csv"
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("w", newline="") as file:
+                csv.writer(file).writerow(COLUMNS)
+        self._rate: float | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Norms of the gradients before they are clipped."""
+        if trainer.loggers:
+            named = [
+                (name, parameter.grad)
+                for name, parameter in pl_module.named_parameters()
+                if name.startswith("encoder.") and parameter.grad is not None and parameter.ndim > 1
+            ]
+            norms = torch.stack(torch._foreach_norm([grad for _, grad in named]))
+            qkv = [i for i, (name, _) in enumerate(named) if "qkv" in name] or [0]
+            self._gradients = torch.stack([norms[qkv[0]], norms[qkv[-1]], norms.min(), norms.max()]).float()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
+    ) -> None:
+        """One row, and the numbers of the progress bar."""
+        seconds = time.perf_counter() - self._start
+        now = time.perf_counter()
+        images = len(batch.inputs) * trainer.world_size
+        if getattr(self, "_last", None) is not None:  # from end to end, so that waiting for data counts
+            rate = images / max(1e-9, now - self._last)
+            self._rate = rate if self._rate is None else 0.95 * self._rate + 0.05 * rate
+            pl_module.log("train/images_per_s", self._rate)
+        self._last = now
+        sizes = [masks.context.shape[1] for masks in batch.masks], [masks.targets.shape[2] for masks in batch.masks]
+        context, target = (sum(size) / max(1, len(size)) for size in sizes)
+        pl_module.log_dict({"train/context_tokens": context, "train/target_tokens": target}, batch_size=1)
+        if self._file is None or not isinstance(outputs, dict):
+            return
+        group = trainer.optimizers[0].param_groups[0]
+        memory = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+        row = [trainer.current_epoch + 1, batch_idx, context, target, 1000 * seconds, group["lr"]]
+        row += [group["weight_decay"], getattr(pl_module, "next_momentum", 0.0), memory]
+        gradients = outputs["loss"].new_zeros(4) if self._gradients is None else self._gradients
+        self._rows.append((row, torch.cat([outputs["loss"].detach().float().reshape(1), gradients])))
+        if len(self._rows) >= self.flush_every_n_steps:
+            self._flush()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do not count validation as a slow step."""
+        self._last = None
+
+    def _flush(self) -> None:
+        if self._rows and self._file is not None:
+            numbers = torch.stack([row[1] for row in self._rows]).tolist()
+            with self._file.open("a", newline="") as file:
+                writer = csv.writer(file)
+                for (row, _), (loss, *gradients) in zip(self._rows, numbers, strict=True):
+                    epoch, itr, context, target, milliseconds, *rest = row
+                    ordered = [epoch, itr, loss, context, target, milliseconds, *rest, *gradients]
+                    writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in ordered])
+        self._rows.clear()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the rest."""
+        self._flush()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write the rest also when the run breaks."""
+        self._flush()

@@ -1,0 +1,97 @@
+"""Pictures of what goes in and what comes out: masks drawn on images, principal components of patch features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torchvision.utils import make_grid, save_image
+
+from jepa_lightning.masking import MaskedBatch
+
+GREY = 0.25
+"""Brightness of what a mask leaves out."""
+
+
+class Pictures(Callback):
+    """Draws a table after every n-th validation: image, context, each target block, PCA of the patch features.
+
+    Goes to TensorBoard and as PNG to `pictures/` in the folder of the run.
+
+    Args:
+        every_n_epochs: Draw at the validations of every n-th epoch and at the last; 0 for never.
+        images: Rows of the table.
+        side: Least height of an image in pixels.
+    """
+
+    def __init__(self, every_n_epochs: int = 1, images: int = 6, side: int = 128) -> None:
+        self.every_n_epochs, self.images, self.side = every_n_epochs, images, side
+        self._batch: MaskedBatch | None = None
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keep the first batch: the same images, with the same masks, every time."""
+        if batch_idx == 0 and dataloader_idx == 0 and trainer.is_global_zero:
+            self._batch = batch
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw."""
+        batch, self._batch = self._batch, None
+        if batch is None or not self.every_n_epochs or trainer.sanity_checking or trainer.fast_dev_run:
+            return
+        last = trainer.max_epochs == trainer.current_epoch + 1
+        if trainer.state.fn == "fit" and (trainer.current_epoch + 1) % self.every_n_epochs and not last:
+            return
+        picture = self.draw(batch, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("masks and features", picture, trainer.global_step)
+        if trainer.log_dir is not None and trainer.loggers:
+            path = Path(trainer.log_dir) / "pictures" / f"step_{trainer.global_step:06d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_image(picture, path)
+
+    @torch.no_grad()
+    def draw(self, batch: MaskedBatch, pl_module: Any, data: Any) -> Float[Tensor, "3 height width"]:
+        """The table as an image with values from 0 to 1."""
+        count = min(self.images, len(batch.inputs))
+        inputs = batch.inputs[:count]
+        pixels = data.denormalize(inputs).clamp(0, 1)
+        _, height, width = pl_module.encoder.grid_of(inputs)
+        columns = [pixels]
+        for masks in batch.masks[:1]:
+            columns.append(show_only(pixels, masks.context[:count], (height, width)))
+            columns += [show_only(pixels, block[:count], (height, width)) for block in masks.targets.unbind(1)]
+        columns.append(pca_rgb(pl_module.encode(inputs).float(), (height, width)).to(pixels))
+        size = [side * max(1, -(-self.side // pixels.shape[-2])) for side in pixels.shape[-2:]]
+        cells = torch.stack([F.interpolate(column, size, mode="nearest") for column in columns], dim=1)
+        return make_grid(cells.flatten(0, 1).cpu(), nrow=len(columns), padding=4, pad_value=1.0)
+
+
+def show_only(
+    pixels: Float[Tensor, "batch 3 h w"], kept: Int[Tensor, "batch k"], grid: tuple[int, int]
+) -> Float[Tensor, "batch 3 h w"]:
+    """Images in which every patch that is not ``kept`` is dark."""
+    shown = torch.full((len(pixels), grid[0] * grid[1]), GREY, device=pixels.device)
+    shown.scatter_(1, kept, 1.0)
+    return pixels * F.interpolate(shown.view(-1, 1, *grid), pixels.shape[-2:], mode="nearest")
+
+
+def pca_rgb(tokens: Float[Tensor, "batch tokens dim"], grid: tuple[int, int]) -> Float[Tensor, "batch 3 rows columns"]:
+    """The first three principal components of all patch features of the batch, as colours from 0 to 1."""
+    flat = tokens.flatten(0, 1)
+    flat = flat - flat.mean(dim=0)
+    directions = torch.linalg.svd(flat, full_matrices=False).Vh[:3]  # (3, D)
+    # The sign of a component is arbitrary; this one makes two pictures of the same features equal.
+    directions = directions * directions.sum(dim=1, keepdim=True).sign()
+    scores = flat @ directions.T
+    low, high = scores.quantile(0.01, dim=0), scores.quantile(0.99, dim=0)
+    colours = ((scores - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+    return colours.view(len(tokens), *grid, 3).permute(0, 3, 1, 2)

@@ -1,0 +1,130 @@
+"""Evaluates the frozen target encoder at validation, beside the randomly initialised encoder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+
+from jepa_lightning.evaluation import extract, score, table
+from jepa_lightning.evaluation.report import Scores
+
+
+class Probe(Callback):
+    """Linear probe, k-NN and RankMe of the frozen target encoder: `val/linear_top1`, `val/knn_top1`, `val/rankme`.
+
+    The classifiers are fitted on the clean training split and scored on the held-out split, with mean-pooled tokens.
+    The same numbers of the encoder as it was initialised are logged once as `init/...`: an encoder that learned
+    nothing has these. `jepa validate` and `jepa test` also print a table and write it as JSON.
+
+    Args:
+        every_n_epochs: Evaluate at the validations of every n-th epoch and at the last; 0 for never.
+        max_train: Most training samples to fit on.
+        max_held_out: Most held-out samples to score.
+        k: Neighbours that vote.
+    """
+
+    def __init__(
+        self, every_n_epochs: int = 1, max_train: int = 10_000, max_held_out: int = 10_000, k: int = 20
+    ) -> None:
+        self.every_n_epochs, self.max_train, self.max_held_out, self.k = every_n_epochs, max_train, max_held_out, k
+        self.initial: Scores = {}
+
+    # ------------------------------------------------------------------ the baseline
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep the encoder as it was initialised, before a checkpoint is loaded into it."""
+        if self.every_n_epochs and stage in ("validate", "test") and trainer.ckpt_path is not None:
+            self._untrained = pl_module.frozen_encoder()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score the initial encoder; a resumed run has these numbers in its checkpoint."""
+        if self.every_n_epochs and not self.initial and trainer.global_step == 0 and not trainer.fast_dev_run:
+            self.initial = self._scores(trainer, pl_module, pl_module.encode, "val", "random initialisation")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the baseline once more in every log, so that curves can be compared with it."""
+        self._log(trainer, "init", self.initial)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The baseline travels in the checkpoint."""
+        return {"initial": self.initial}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the baseline from the checkpoint."""
+        self.initial = state_dict["initial"]
+
+    # ------------------------------------------------------------------ evaluation
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score the target encoder as it is now."""
+        if not self.every_n_epochs or trainer.sanity_checking or trainer.fast_dev_run:
+            return
+        last = trainer.max_epochs == trainer.current_epoch + 1
+        if trainer.state.fn == "fit":
+            if (trainer.current_epoch + 1) % self.every_n_epochs == 0 or last:
+                scores = self._scores(trainer, pl_module, pl_module.encode, "val", "probing")
+                pl_module.log_dict({f"val/{name}": value for name, value in scores.items()}, sync_dist=True)
+                if last:
+                    self._show(trainer, {"random initialisation": self.initial, "trained": scores}, "validation")
+        else:
+            self._evaluate(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same on the test split."""
+        if self.every_n_epochs and not trainer.fast_dev_run:
+            self._evaluate(trainer, pl_module, "test")
+
+    def _evaluate(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
+        columns = {}
+        if hasattr(self, "_untrained"):
+            untrained = self._untrained.to(pl_module.device)
+            columns["random initialisation"] = self._scores(trainer, pl_module, untrained, split, "random initialisation")
+        name = "trained" if columns else "random initialisation"
+        columns[name] = self._scores(trainer, pl_module, pl_module.encode, split, name)
+        pl_module.log_dict({f"{split}/{name}": value for name, value in columns[name].items()}, sync_dist=True)
+        if len(columns) == 2:
+            scores = columns["random initialisation"]
+            pl_module.log_dict({f"init/{name}": value for name, value in scores.items()}, sync_dist=True)
+        self._show(trainer, columns, "validation" if split == "val" else "test")
+
+    def _scores(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        encode: Callable[[Tensor], Tensor],
+        split: str,
+        title: str,
+    ) -> Scores:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        loaders = [data.probe_dataloader("train", self.max_train), data.probe_dataloader(split, self.max_held_out)]
+        if loaders[1] is None:
+            return {}
+        with trainer.precision_plugin.forward_context():
+            train, held_out = (
+                extract(encode, data.normalize, loader, pl_module.device, f"{title}: {part} features")
+                for loader, part in zip(loaders, ("training", "held-out"), strict=True)
+            )
+        return score(train, held_out, self.k)
+
+    # ------------------------------------------------------------------ telling
+
+    def _log(self, trainer: Trainer, prefix: str, scores: Scores) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics({f"{prefix}/{name}": value for name, value in scores.items()}, step=trainer.global_step)
+
+    def _show(self, trainer: Trainer, columns: dict[str, Scores], stage: str) -> None:
+        if not any(columns.values()) or not trainer.is_global_zero:
+            return
+        rank_zero_info(f"\n{table(columns)}\n")
+        if trainer.log_dir is not None:
+            path = Path(trainer.log_dir) / f"{stage}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = {"checkpoint": str(trainer.ckpt_path or ""), "step": trainer.global_step, "scores": columns}
+            path.write_text(json.dumps(content, indent=2) + "\n")
+            rank_zero_info(f"written to {path}")

@@ -1,0 +1,45 @@
+"""One line: the loss, images a second, and the time left in the whole run."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar for each epoch, with loss, images/s and the time left until the end of training.
+
+    Args:
+        refresh_rate: Batches between two updates.
+    """
+
+    def __init__(self, refresh_rate: int = 5) -> None:
+        super().__init__(refresh_rate=refresh_rate)
+        self._begun: tuple[float, int] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of the time left."""
+        super().on_train_start(trainer, pl_module)
+        self._begun = (time.monotonic(), trainer.global_step)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """What stands behind the bar."""
+        known = trainer.callback_metrics
+        shown: dict[str, Any] = {}
+        if "train/loss" in known:
+            shown["loss"] = f"{float(known['train/loss']):.4f}"
+        if "train/images_per_s" in known:
+            shown["images/s"] = f"{float(known['train/images_per_s']):.0f}"
+        for name in ("val/loss", "val/linear_top1", "val/knn_top1"):
+            if name in known:
+                shown[name] = f"{float(known[name]):.3f}"
+        if self._begun is not None and trainer.global_step > self._begun[1]:
+            pace = (time.monotonic() - self._begun[0]) / (trainer.global_step - self._begun[1])
+            left = trainer.estimated_stepping_batches - trainer.global_step
+            if 0 <= left < float("inf"):
+                shown["left"] = str(timedelta(seconds=round(pace * left)))
+        return shown

@@ -1,0 +1,97 @@
+"""Checkpoints that are never half-written, know their own configuration, and rebuild the module they came from."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from jepa_lightning.methods import JEPA
+
+CONFIG_KEY = "jepa_config"
+"""Where a checkpoint keeps the resolved configuration, as YAML text."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the file, flushes to the disk, then renames: the old checkpoint is whole until the new one is."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            OSError: If it cannot be written; what was there before is untouched.
+        """
+        if "://" in str(path):  # remote storage: fsspec knows how
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            kept = "; the one that was there is whole" if path.exists() else ""
+            raise OSError(f"cannot write the checkpoint {path}: {error}{kept}. Make room and resume") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The content of a Lightning checkpoint, read without running code that it may hold.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not a Lightning checkpoint, or one that holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such checkpoint: {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, OSError) as error:
+        raise ValueError(f"{path} is not a PyTorch checkpoint that can be read safely (damaged, or no checkpoint)") from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise ValueError(f"{path} is not a checkpoint of jepa_lightning; for Meta's files use jepa_lightning.load_meta")
+    return content
+
+
+def load(path: str | Path) -> JEPA:
+    """The module that a checkpoint was saved from, with its weights, on the CPU and in eval mode.
+
+    Args:
+        path: A ``.ckpt`` that `jepa fit` wrote.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not a checkpoint of ours, without a configuration, or one whose tensors do not fit.
+    """
+    content = read(path)
+    if CONFIG_KEY not in content:
+        raise ValueError(
+            f"{path} holds no configuration (it was not made by `jepa fit`): build the module yourself and call "
+            "load_state_dict(torch.load(path, weights_only=True)['state_dict'])"
+        )
+    module = build(yaml.safe_load(content[CONFIG_KEY])["model"])
+    try:
+        module.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(f"the tensors of {path} do not fit its configuration: {error}") from error
+    return module.eval()
+
+
+def build(config: dict[str, Any]) -> JEPA:
+    """A module from the ``model`` section of a configuration."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(JEPA, "model")
+    return parser.instantiate_classes(parser.parse_object({"model": config})).model

@@ -1,0 +1,105 @@
+"""The `jepa` command: LightningCLI with our base classes, shipped configs found by name, and short error messages."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import lazy_instance
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from jepa_lightning import __version__, callbacks, checkpoint
+from jepa_lightning.data import JEPADataModule
+from jepa_lightning.finding import find_checkpoint, with_shipped_configs
+from jepa_lightning.methods import JEPA
+
+OBSERVERS = {
+    "checkpoints": callbacks.Checkpoints,
+    "probe": callbacks.Probe,
+    "pictures": callbacks.Pictures,
+    "monitor": callbacks.Monitor,
+    "progress": callbacks.ProgressBar,
+    "features": callbacks.FeatureWriter,
+}
+"""Always there, each configured under its name: `--probe.k 10`."""
+
+
+class JepaCLI(LightningCLI):
+    """LightningCLI wired once for all methods."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the observers."""
+        for name, observer in OBSERVERS.items():
+            parser.add_lightning_class_args(observer, name)
+
+    def _parse_ckpt_path(self) -> None:
+        """Find and check the checkpoint; Lightning's own lets hyper-parameters in it overrule the command line."""
+        config = self.config[self.config.subcommand]
+        if config.get("ckpt_path"):
+            config.ckpt_path = find_checkpoint(config.ckpt_path, config.trainer.default_root_dir)
+
+    def before_instantiate_classes(self) -> None:
+        """Pick the precision that suits the machine, unless one was asked for."""
+        trainer = self.config[self.subcommand].trainer
+        if trainer.precision is None:
+            on_gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+            bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+            trainer.precision = "bf16-mixed" if bf16 else "32-true"
+
+    def after_instantiate_classes(self) -> None:
+        """Write checkpoints atomically, unless a plug-in writes them."""
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = checkpoint.AtomicCheckpointIO()
+
+    def validate(self, **kwargs: Any) -> None:
+        """`jepa validate`; the probe prints a better table than Lightning."""
+        self.trainer.validate(self.model, **{**kwargs, "datamodule": self.datamodule, "verbose": False})
+
+    def predict(self, **kwargs: Any) -> None:
+        """`jepa predict`; features go to a file, not into memory."""
+        self.trainer.predict(self.model, **{**kwargs, "datamodule": self.datamodule, "return_predictions": False})
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line: `jepa fit|validate|test|predict`.
+
+    Args:
+        args: Arguments; those of the process if None.
+    """
+    given, sys.argv = sys.argv, [sys.argv[0], *(sys.argv[1:] if args is None else args)]
+    try:
+        sys.argv[1:] = with_shipped_configs(sys.argv[1:])
+        JepaCLI(
+            JEPA,
+            JEPADataModule,
+            save_config_callback=callbacks.SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={
+                "default_root_dir": "runs",
+                "logger": lazy_instance(TensorBoardLogger, save_dir="runs", name="jepa"),
+            },
+            seed_everything_default=0,
+            parser_kwargs={"prog": "jepa", "version": __version__},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+        )
+    except Exception as error:
+        if os.environ.get("JEPA_TRACEBACK") or not _is_ours(error):
+            traceback.print_exc()
+        sys.exit(f"jepa: {type(error).__name__}: {error}")
+    finally:
+        sys.argv = given
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether one of our own checks raised it, so that the message says all."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return Path(last.filename).is_relative_to(Path(__file__).parent)

@@ -1,0 +1,181 @@
+"""What every data module shares: loaders that resume, masks from the model's grid, normalisation on the device."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from jepa_lightning import distributed
+from jepa_lightning.data.sampler import EpochSampler, ResumableLoader
+from jepa_lightning.masking import MaskCollator, MaskedBatch, MaskSampler, seeded
+from jepa_lightning.masking.sampler import Grid
+
+MaskFactory = Callable[[Grid], MaskSampler]
+
+
+class JEPADataModule(LightningDataModule):
+    """Emits MaskedBatches for training and validation, and clean batches for probes.
+
+    Subclasses say how to make a data set for a split; everything about loaders is here.
+
+    Args:
+        masks: Builds the mask sampler for a token grid.
+        batch_size: Samples in a batch of one process.
+        num_workers: Loader processes; null for one less than this process has cores, at most 8.
+        seed: Key of shuffles, crops and masks; null for the seed of the run (``seed_everything``).
+        img_size: Side of the inputs in pixels, or (height, width); null for what the model was built for.
+        patch_size: Side of a patch in pixels; null for the model's.
+        mean: Mean of each channel, for values from 0 to 1.
+        std: Standard deviation of each channel.
+    """
+
+    def __init__(
+        self,
+        masks: MaskFactory,
+        batch_size: int,
+        num_workers: int | None,
+        seed: int | None,
+        img_size: int | tuple[int, int] | None,
+        patch_size: int | None,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.masks, self.batch_size = masks, batch_size
+        self.num_workers = _default_workers() if num_workers is None else num_workers
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
+        self.img_size, self.patch_size = img_size, patch_size
+        self.mean, self.std = mean, std
+
+    @abstractmethod
+    def dataset(self, split: str, augment: bool) -> Dataset[Any]:
+        """The samples of a split, as training or as evaluation sees them; raises FileNotFoundError without one."""
+
+    @property
+    @abstractmethod
+    def classes(self) -> list[str]:
+        """Names of the classes; fewer than two if the data cannot be probed."""
+
+    def size(self) -> tuple[int, int]:
+        """Height and width of the inputs in pixels.
+
+        Raises:
+            ValueError: If it was not given and there is no model to ask.
+        """
+        size = self._of_the_model("img_size") if self.img_size is None else self.img_size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    def sampler(self) -> MaskSampler:
+        """The mask sampler for the token grid of these inputs."""
+        patch_size = self._of_the_model("patch_size") if self.patch_size is None else self.patch_size
+        height, width = self.size()
+        if height % patch_size or width % patch_size:
+            raise ValueError(f"data.img_size {height}x{width} is not divisible by the model's patch_size {patch_size}")
+        return self.masks((1, height // patch_size, width // patch_size))
+
+    def _of_the_model(self, name: str) -> Any:
+        encoder = None if self.trainer is None else getattr(self.trainer.lightning_module, "encoder", None)
+        if encoder is None:
+            raise ValueError(f"{type(self).__name__} has no model to take {name} from: give {name}=")
+        return getattr(encoder, name)
+
+    # ------------------------------------------------------------------ loaders
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled, augmented, masked; goes on where a checkpoint left off."""
+        dataset = self.dataset("train", augment=True)
+        sampler = EpochSampler(len(dataset), self.batch_size, self.seed)  # type: ignore[arg-type]
+        if len(sampler) < self.batch_size:
+            raise ValueError(
+                f"the training split has {sampler.size} samples, {len(sampler)} for each of {sampler.num_replicas} "
+                f"processes, fewer than one batch of {self.batch_size}: set --data.batch_size to at most {len(sampler)}"
+            )
+        return ResumableLoader(dataset, sampler=sampler, drop_last=True, **self._loader_options(self.sampler()))
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Held-out samples, clean, with the same masks every time; nothing if there are none."""
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """The test split."""
+        return self._evaluation_loader("test")
+
+    def probe_dataloader(self, split: str, most: int | None = None) -> DataLoader[Any] | None:
+        """This process's share of a split, clean and without masks, for evaluation; None if there is no such split.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            most: At most that many samples, chosen once for all runs with the same seed.
+        """
+        try:
+            dataset = self.dataset(split, augment=False)
+        except FileNotFoundError:
+            if split == "train":
+                raise
+            return None
+        if len(dataset) == 0:  # type: ignore[arg-type]
+            return None
+        order = torch.randperm(len(dataset), generator=seeded("probe", split, self.seed))[:most].tolist()  # type: ignore[arg-type]
+        # A process without a sample of its own takes one from another: features need at least one row.
+        mine = order[distributed.rank() :: distributed.world_size()] or order[:1]
+        return DataLoader(Subset(dataset, sorted(mine)), shuffle=False, **self._loader_options(None))
+
+    def _evaluation_loader(self, split: str) -> DataLoader[Any] | list[Any]:
+        try:
+            dataset = self.dataset(split, augment=False)
+        except FileNotFoundError as error:
+            if split == "test":
+                raise
+            rank_zero_warn(f"no validation: {error}")
+            return []
+        if len(dataset) == 0:  # type: ignore[arg-type]
+            return []
+        return DataLoader(dataset, shuffle=False, **self._loader_options(self.sampler()))
+
+    def _loader_options(self, masks: MaskSampler | None) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0 and masks is not None,
+            "pin_memory": torch.cuda.is_available(),
+            "collate_fn": MaskCollator(masks, self.seed),
+        }
+
+    # ------------------------------------------------------------------ on the device
+
+    def normalize(self, inputs: Tensor) -> Tensor:
+        """uint8 pixels (B, C, ...) to normalised float; float inputs are taken as they are."""
+        if inputs.dtype != torch.uint8:
+            return inputs
+        mean, std = self._statistics(inputs)
+        return (inputs.float() / 255.0 - mean) / std
+
+    def denormalize(self, inputs: Tensor) -> Tensor:
+        """Normalised float back to values from 0 to 1, for pictures."""
+        mean, std = self._statistics(inputs)
+        return inputs.float() * std + mean
+
+    def _statistics(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (1, -1, *[1] * (inputs.ndim - 2))
+        mean, std = (torch.tensor(values, device=inputs.device).view(shape) for values in (self.mean, self.std))
+        return mean, std
+
+    def on_after_batch_transfer(self, batch: MaskedBatch, dataloader_idx: int) -> MaskedBatch:
+        """Lightning's hook: pixels travel as uint8 and become floats on the device."""
+        return batch._replace(inputs=self.normalize(batch.inputs))
+
+
+def _default_workers() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(0, min(8, cores // processes - 1))

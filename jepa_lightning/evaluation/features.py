@@ -1,0 +1,56 @@
+"""Features of a frozen encoder over a loader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from jepa_lightning.distributed import gather_rows, rank
+
+
+class Features(NamedTuple):
+    """Pooled features and their labels.
+
+    Attributes:
+        x: Mean of the tokens of each sample, (N, D), float32.
+        y: Class indices (N,), -1 where unknown.
+    """
+
+    x: Float[Tensor, "samples dim"]
+    y: Int[Tensor, " samples"]
+
+    def labelled(self) -> Features:
+        """Only the samples with a label."""
+        known = self.y >= 0
+        return Features(self.x[known], self.y[known])
+
+
+@torch.no_grad()
+def extract(
+    encode: Callable[[Tensor], Tensor],
+    prepare: Callable[[Tensor], Tensor],
+    loader: Any,
+    device: torch.device,
+    title: str,
+) -> Features:
+    """Average-pooled tokens of every sample; each process brings its share and all get everything.
+
+    Args:
+        encode: (B, C, ...) -> (B, N, D).
+        prepare: Normalises a batch on the device.
+        loader: Yields MaskedBatches in a fixed order.
+        device: Where to compute.
+        title: Shown by the progress bar.
+    """
+    rows, labels = [], []
+    for batch in tqdm(loader, desc=title, leave=False, disable=rank() > 0, unit="batch"):
+        kept = batch.index >= 0  # files that could not be decoded
+        tokens = encode(prepare(batch.inputs[kept].to(device, non_blocking=True)))
+        rows.append(tokens.mean(dim=1).float())
+        labels.append(batch.labels[kept].to(device))
+    return Features(gather_rows(torch.cat(rows)), gather_rows(torch.cat(labels)))

@@ -1,0 +1,62 @@
+"""Finds what a person names on the command line: shipped configurations and checkpoints of earlier runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from jepa_lightning import checkpoint
+
+CONFIGS = [folder / "configs" for folder in (Path(__file__).parent, Path(__file__).parent.parent)]
+"""Where shipped configurations are: inside the wheel, or beside the package in a clone."""
+
+
+def with_shipped_configs(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with the path of a shipped configuration wherever ``--config`` names one that is no file here.
+
+    Raises:
+        FileNotFoundError: If it is neither.
+    """
+    found = list(arguments)
+    for position, argument in enumerate(found):
+        option, _, value = argument.partition("=")
+        if option in ("--config", "-c"):
+            if value:
+                found[position] = f"{option}={find_config(value)}"
+            elif position + 1 < len(found):
+                found[position + 1] = find_config(found[position + 1])
+    return found
+
+
+def find_config(name: str) -> str:
+    """Path of a configuration: the file itself, or the shipped one of that name."""
+    if Path(name).is_file() or "://" in name or name.lstrip().startswith("{") or "\n" in name:
+        return name
+    shipped = {path.relative_to(folder).as_posix(): path for folder in CONFIGS for path in folder.rglob("*.yaml")}
+    for known, path in shipped.items():
+        if Path(name).as_posix() in (known, path.name):
+            return str(path)
+    raise FileNotFoundError(f"no such config: {name}; shipped are {', '.join(sorted(shipped))}")
+
+
+def find_checkpoint(name: str, root: str | None) -> str:
+    """Path of a checkpoint: the file itself, or the newest of that name among the runs below ``root``.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is no checkpoint of ours.
+    """
+    if "://" in name or name in ("last", "best", "hpc"):  # Lightning's own key words
+        return name
+    path = Path(name).expanduser()
+    if not path.exists() and path.parent == Path():
+        runs = sorted(Path(root or "runs").rglob(f"checkpoints/{name}"), key=lambda file: file.stat().st_mtime)
+        if runs:
+            path = runs[-1]
+            rank_zero_info(f"--ckpt_path {name}: the newest is {path}")
+    if path.is_dir():  # sharded by FSDP
+        return str(path)
+    checkpoint.read(path)
+    return str(path)
