@@ -29,7 +29,7 @@ _HOME = {
 }
 _MODULES = {"masking", "metrics", "models", "methods", "data", "schedules"}
 
-__all__ = [*sorted(_HOME), *sorted(_MODULES)]  # noqa: PLE0604  # names are resolved by __getattr__
+__all__ = [*sorted(_HOME), *sorted(_MODULES)]  # names are resolved by __getattr__
 
 
 def __getattr__(name: str) -> Any:

@@ -58,7 +58,9 @@ def read(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, OSError) as error:
-        raise ValueError(f"{path} is not a PyTorch checkpoint that can be read safely (damaged, or no checkpoint)") from error
+        raise ValueError(
+            f"{path} is not a PyTorch checkpoint that can be read safely (damaged, or no checkpoint)"
+        ) from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise ValueError(f"{path} is not a checkpoint of jepa_lightning; for Meta's files use jepa_lightning.load_meta")
     return content

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import lazy_instance
+from jsonargparse import lazy_instance  # type: ignore[attr-defined]  # not in its __all__
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -29,6 +29,17 @@ OBSERVERS = {
     "features": callbacks.FeatureWriter,
 }
 """Always there, each configured under its name: `--probe.k 10`."""
+
+
+DESCRIPTIONS = {
+    name: {"description": text, "usage": f"jepa {name} --config NAME_OR_FILE [--option VALUE ...]"}
+    for name, text in {
+        "fit": "Train. Options of the model, the data and the observers stand at the end of this page.",
+        "validate": "Probe a checkpoint on held-out data and print what it has learned.",
+        "test": "The same as validate on the test split.",
+        "predict": "Write the features of every image, with file names, to a safetensors file.",
+    }.items()
+}
 
 
 class JepaCLI(LightningCLI):
@@ -52,6 +63,8 @@ class JepaCLI(LightningCLI):
             on_gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
             bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
             trainer.precision = "bf16-mixed" if bf16 else "32-true"
+        if trainer.enable_progress_bar is False or trainer.barebones:  # Lightning refuses a bar beside these
+            self._parser(self.subcommand).callback_keys.remove("progress")
 
     def after_instantiate_classes(self) -> None:
         """Write checkpoints atomically, unless a plug-in writes them."""
@@ -86,7 +99,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 "logger": lazy_instance(TensorBoardLogger, save_dir="runs", name="jepa"),
             },
             seed_everything_default=0,
-            parser_kwargs={"prog": "jepa", "version": __version__},
+            parser_kwargs={"prog": "jepa", "version": __version__, "description": __doc__, **DESCRIPTIONS},
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,

@@ -97,5 +97,5 @@ class Linear(Schedule):
         self.start, self.final = start, final
 
     def __call__(self, step: int, total_steps: float, steps_per_epoch: int) -> float:
-        """start + (step - 1) (final - start) / total, held at ``final`` after that."""
+        """Start + (step - 1) (final - start) / total, held at ``final`` after that."""
         return self.start + min(1.0, (step - 1) / max(1.0, total_steps)) * (self.final - self.start)

@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
+
+from jepa_lightning.callbacks.when import dry_run
 
 
 class Checkpoints(Checkpoint):
@@ -65,7 +67,7 @@ class Checkpoints(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the best so far."""
         value = trainer.callback_metrics.get(self.monitor)
-        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run or value is None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or dry_run(trainer) or value is None:
             return
         better = operator.gt if self.mode == "max" else operator.lt
         if self.best is None or better(float(value), self.best):
@@ -74,7 +76,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after validation."""
-        if not trainer.fast_dev_run:
+        if not dry_run(trainer):
             self.save_last(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -34,17 +34,18 @@ class Monitor(Callback):
         self.flush_every_n_steps = flush_every_n_steps
         self._rows: list[tuple[list[Any], Tensor]] = []
         self._gradients: Tensor | None = None
+        self._file: Path | None = None
+        self._rate: float | None = None
+        self._last: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the file; a resumed run has a folder of its own."""
-        self._file: Path | None = None
         if trainer.log_dir is not None and trainer.loggers:
             suffix = f"_r{trainer.global_rank}" if trainer.global_rank else ""
             self._file = Path(trainer.log_dir) / f"train{suffix}.csv"
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("w", newline="") as file:
                 csv.writer(file).writerow(COLUMNS)
-        self._rate: float | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock."""
@@ -69,7 +70,7 @@ class Monitor(Callback):
         seconds = time.perf_counter() - self._start
         now = time.perf_counter()
         images = len(batch.inputs) * trainer.world_size
-        if getattr(self, "_last", None) is not None:  # from end to end, so that waiting for data counts
+        if self._last is not None:  # from end to end, so that waiting for data counts
             rate = images / max(1e-9, now - self._last)
             self._rate = rate if self._rate is None else 0.95 * self._rate + 0.05 * rate
             pl_module.log("train/images_per_s", self._rate)

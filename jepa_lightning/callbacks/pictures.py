@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from jepa_lightning.callbacks.when import dry_run
 from jepa_lightning.masking import MaskedBatch
 
 GREY = 0.25
@@ -44,7 +45,7 @@ class Pictures(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw."""
         batch, self._batch = self._batch, None
-        if batch is None or not self.every_n_epochs or trainer.sanity_checking or trainer.fast_dev_run:
+        if batch is None or not self.every_n_epochs or trainer.sanity_checking or dry_run(trainer):
             return
         last = trainer.max_epochs == trainer.current_epoch + 1
         if trainer.state.fn == "fit" and (trainer.current_epoch + 1) % self.every_n_epochs and not last:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Tensor
+from lightning import Callback, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
 
+from jepa_lightning.callbacks.when import dry_run
 from jepa_lightning.evaluation import extract, score, table
 from jepa_lightning.evaluation.report import Scores
 
@@ -34,20 +35,21 @@ class Probe(Callback):
     ) -> None:
         self.every_n_epochs, self.max_train, self.max_held_out, self.k = every_n_epochs, max_train, max_held_out, k
         self.initial: Scores = {}
+        self._untrained: nn.Module | None = None
 
     # ------------------------------------------------------------------ the baseline
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Keep the encoder as it was initialised, before a checkpoint is loaded into it."""
         if self.every_n_epochs and stage in ("validate", "test") and trainer.ckpt_path is not None:
             self._untrained = pl_module.frozen_encoder()
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Score the initial encoder; a resumed run has these numbers in its checkpoint."""
-        if self.every_n_epochs and not self.initial and trainer.global_step == 0 and not trainer.fast_dev_run:
+        if self.every_n_epochs and not self.initial and trainer.global_step == 0 and not dry_run(trainer):
             self.initial = self._scores(trainer, pl_module, pl_module.encode, "val", "random initialisation")
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Log the baseline once more in every log, so that curves can be compared with it."""
         self._log(trainer, "init", self.initial)
 
@@ -61,9 +63,9 @@ class Probe(Callback):
 
     # ------------------------------------------------------------------ evaluation
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Score the target encoder as it is now."""
-        if not self.every_n_epochs or trainer.sanity_checking or trainer.fast_dev_run:
+        if not self.every_n_epochs or trainer.sanity_checking or dry_run(trainer):
             return
         last = trainer.max_epochs == trainer.current_epoch + 1
         if trainer.state.fn == "fit":
@@ -75,16 +77,18 @@ class Probe(Callback):
         else:
             self._evaluate(trainer, pl_module, "val")
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """The same on the test split."""
-        if self.every_n_epochs and not trainer.fast_dev_run:
+        if self.every_n_epochs and not dry_run(trainer):
             self._evaluate(trainer, pl_module, "test")
 
-    def _evaluate(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
+    def _evaluate(self, trainer: Trainer, pl_module: Any, split: str) -> None:
         columns = {}
-        if hasattr(self, "_untrained"):
+        if self._untrained is not None:
             untrained = self._untrained.to(pl_module.device)
-            columns["random initialisation"] = self._scores(trainer, pl_module, untrained, split, "random initialisation")
+            columns["random initialisation"] = self._scores(
+                trainer, pl_module, untrained, split, "random initialisation"
+            )
         name = "trained" if columns else "random initialisation"
         columns[name] = self._scores(trainer, pl_module, pl_module.encode, split, name)
         pl_module.log_dict({f"{split}/{name}": value for name, value in columns[name].items()}, sync_dist=True)
@@ -96,7 +100,7 @@ class Probe(Callback):
     def _scores(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,
+        pl_module: Any,
         encode: Callable[[Tensor], Tensor],
         split: str,
         title: str,

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
@@ -63,7 +64,7 @@ class DigitScenes(ImageSource):
         return Folder(str(self.root)).split(split)
 
 
-def _write_split(folder: Path, split: str, count: int, size: int, progress: tqdm[None]) -> None:
+def _write_split(folder: Path, split: str, count: int, size: int, progress: tqdm[Any]) -> None:
     from sklearn.datasets import load_digits, load_sample_images
 
     digits = load_digits()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -119,7 +119,9 @@ class ImageDataModule(JEPADataModule):
             raise ValueError(f"none of the {len(images)} images can be decoded, for example {images.name(0)}")
         labelled = {label for label in images.labels if label >= 0}
         if not labelled:
-            rank_zero_warn("the images have no labels (no class folders): training works, linear and k-NN probes do not")
+            rank_zero_warn(
+                "the images have no labels (no class folders): training works, linear and k-NN probes do not"
+            )
         elif len(labelled) == 1:
             only = images.classes[labelled.pop()]
             rank_zero_warn(f"all images are of one class, {only!r}: training works, linear and k-NN probes do not")
@@ -156,8 +158,10 @@ class ImageDataModule(JEPADataModule):
     def teardown(self, stage: str) -> None:
         """Count and name the files that were skipped."""
         if len(names := self.unreadable()) > 1:
-            rank_zero_warn(f"{len(names)} files could not be decoded and were skipped: {', '.join(names[:10])}" +
-                           (" ..." if len(names) > 10 else ""))
+            rank_zero_warn(
+                f"{len(names)} files could not be decoded and were skipped: {', '.join(names[:10])}"
+                + (" ..." if len(names) > 10 else "")
+            )
         for dataset in self._datasets:
             dataset.report.unlink(missing_ok=True)
 

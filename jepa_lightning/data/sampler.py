@@ -21,7 +21,7 @@ class Draw(NamedTuple):
         step: Number of its batch since the start of training.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
     epoch: int = 0
     step: int = 0
 
@@ -47,7 +47,7 @@ class EpochSampler(DistributedSampler[Draw]):
         """Leave out the first batches of one epoch, which an interrupted run has seen."""
         self.resume_epoch, self.resume_batches = epoch, batches
 
-    def __iter__(self) -> Iterator[Draw]:  # type: ignore[override]  # torch ties the sampler's type to the data set's
+    def __iter__(self) -> Iterator[Draw]:
         """Draws of this rank, starting after the batches that were seen."""
         order = torch.randperm(self.size, generator=seeded("order", self.key, self.epoch)).tolist()
         mine = order[self.rank :: self.num_replicas][: self.num_samples]

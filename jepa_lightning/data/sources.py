@@ -43,7 +43,7 @@ class Images(ABC):
 class ImageSource(ABC):
     """Images with labels in up to three splits."""
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027  # most sources have nothing to do
         """Download or render what is missing; called by one process of each machine, before ``split``."""
 
     @abstractmethod

@@ -14,7 +14,8 @@ def linear_top1(train: Features, held_out: Features, weight_decay: float = 1e-3,
     """Accuracy of multinomial logistic regression, in [0, 1].
 
     Features are standardised with the statistics of ``train``; L-BFGS minimises the mean cross-entropy plus
-    ``weight_decay / 2`` times the squared weights (not the biases). Deterministic, and nothing is tuned on ``held_out``.
+    ``weight_decay / 2`` times the squared weights (not the biases). Deterministic; nothing is tuned
+    on ``held_out``.
     """
     mean, std = train.x.mean(dim=0), train.x.std(dim=0).clamp_min(1e-6)
     x, held_out_x = (train.x - mean) / std, (held_out.x - mean) / std
@@ -30,7 +31,7 @@ def linear_top1(train: Features, held_out: Features, weight_decay: float = 1e-3,
             loss.backward()
             return loss
 
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        optimizer.step(closure)
     predicted = (held_out_x @ weight.T + bias).argmax(dim=1)
     return float((predicted == held_out.y).float().mean())
 

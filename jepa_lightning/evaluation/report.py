@@ -25,11 +25,13 @@ def score(train: Features, held_out: Features, k: int) -> Scores:
 def table(columns: Mapping[str, Scores]) -> str:
     """Plain text, one column for each encoder."""
     names = [name for name in TITLES if any(name in scores for scores in columns.values())]
-    head = [""] + list(columns)
+    head = ["", *columns]
     rows = [[TITLES[name], *[_shown(scores.get(name), name) for scores in columns.values()]] for name in names]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = ["  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-             for row in [head, *rows]]
+    lines = [
+        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in [head, *rows]
+    ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 

@@ -114,9 +114,7 @@ def _predictor(path: Path, state: dict[str, Tensor], num_heads: int | None) -> p
     width = _tensor(path, "predictor", state, "predictor_embed.weight").shape[0]
     hidden = _tensor(path, "predictor", state, "predictor_blocks.0.mlp.fc1.weight").shape[0]
     depth = _depth(state, "predictor_blocks")
-    return partial(
-        Predictor, embed_dim=width, depth=depth, num_heads=num_heads, mlp_ratio=_ratio(hidden, width)
-    )
+    return partial(Predictor, embed_dim=width, depth=depth, num_heads=num_heads, mlp_ratio=_ratio(hidden, width))
 
 
 def _ratio(hidden: int, dim: int) -> float:

@@ -27,7 +27,7 @@ class Sample(NamedTuple):
 
     inputs: Any
     label: int = -1
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # hides tuple.index
     epoch: int = 0
     step: int = 0
 

@@ -53,14 +53,10 @@ class OfficialMultiBlock:
             blocks = [self._place(target_size, generator)[0] for _ in range(options.num_targets)]
             targets.append([block.flatten().nonzero().flatten() for block in blocks])
             hidden = [] if options.allow_overlap else blocks
-            contexts.append(
-                [self._context(context_size, hidden, generator) for _ in range(options.num_contexts)]
-            )
+            contexts.append([self._context(context_size, hidden, generator) for _ in range(options.num_contexts)])
         target_indices = _first(targets)
         context_indices = _first(contexts)
-        return tuple(
-            TokenMasks(context_indices[:, family], target_indices) for family in range(options.num_contexts)
-        )
+        return tuple(TokenMasks(context_indices[:, family], target_indices) for family in range(options.num_contexts))
 
     def _size(self, scale: tuple[float, float], ratio: tuple[float, float], u: float) -> tuple[int, int]:
         return self.block_size(scale[0] + u * (scale[1] - scale[0]), ratio[0] + u * (ratio[1] - ratio[0]))

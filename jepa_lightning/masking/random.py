@@ -19,9 +19,7 @@ class RandomTokens(MaskSampler):
         compat: Reproduce the official sampler bit for bit: unsorted indices, the ratio from a counter.
     """
 
-    def __init__(
-        self, grid: Grid | tuple[int, int] | int, ratio: Range = (0.4, 0.6), compat: bool = False
-    ) -> None:
+    def __init__(self, grid: Grid | tuple[int, int] | int, ratio: Range = (0.4, 0.6), compat: bool = False) -> None:
         height, width = hw(grid)
         self.tokens, self.ratio, self.compat, self.counter = height * width, ratio, compat, -1
         for fraction in ratio:

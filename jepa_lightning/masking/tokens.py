@@ -34,7 +34,7 @@ class MaskedBatch(NamedTuple):
     inputs: Tensor
     masks: tuple[TokenMasks, ...]
     labels: Tensor | None = None
-    index: Tensor | None = None
+    index: Tensor | None = None  # type: ignore[assignment]  # hides tuple.index
 
 
 def gather_tokens(

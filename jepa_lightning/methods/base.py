@@ -133,7 +133,7 @@ class JEPA(LightningModule, ABC):
             ema_update(self.target_encoder, self.encoder, self.next_momentum)
             self._finished_steps = self.global_step
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The state after the last finished step.
 
         Lightning calls the callbacks' ``on_train_batch_end`` before ours: a ModelCheckpoint that saves there would

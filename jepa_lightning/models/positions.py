@@ -31,9 +31,7 @@ def sincos_2d(height: int, width: int, dim: int) -> Float[Tensor, "1 tokens dim"
     return torch.cat(halves, dim=1).float().unsqueeze(0)
 
 
-def fit_positions(
-    table: Float[Tensor, "1 tokens dim"], grid: Grid, wanted: Grid
-) -> Float[Tensor, "1 wanted dim"]:
+def fit_positions(table: Float[Tensor, "1 tokens dim"], grid: Grid, wanted: Grid) -> Float[Tensor, "1 wanted dim"]:
     """The position table of ``grid`` resampled (bicubic) to the grid of another input size; itself if equal.
 
     Interpolating keeps the coordinates inside the range seen in training, as Hugging Face and timm do;

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-import torch
 
 from jepa_lightning.models.layers import NORM_EPS, Block, init_weights
 from jepa_lightning.models.positions import Grid, fit_positions, sincos_2d

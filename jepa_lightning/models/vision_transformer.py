@@ -120,7 +120,7 @@ class VisionTransformer(Encoder):
         Raises:
             ValueError: If the patch size does not divide the image.
         """
-        return token_grid(*inputs.shape[-2:], self.patch_size)
+        return token_grid(inputs.shape[-2], inputs.shape[-1], self.patch_size)
 
     def forward(
         self, inputs: Float[Tensor, "batch channels h w"], context: Int[Tensor, "batch k"] | None = None
