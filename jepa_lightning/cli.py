@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jsonargparse import lazy_instance  # type: ignore[attr-defined]  # not in its __all__
@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from jepa_lightning import __version__, callbacks, checkpoint
 from jepa_lightning.data import JEPADataModule
 from jepa_lightning.finding import find_checkpoint, with_shipped_configs
+from jepa_lightning.messages import condense
 from jepa_lightning.methods import JEPA
 
 OBSERVERS = {
@@ -40,6 +41,19 @@ DESCRIPTIONS = {
         "predict": "Write the features of every image, with file names, to a safetensors file.",
     }.items()
 }
+
+
+class JepaParser(LightningArgumentParser):
+    """A parser whose errors end in the line that matters."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+        """Print what jsonargparse says, then one line of ours."""
+        if not self.exit_on_error:  # a parser inside another one: the outermost tells
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        short = condense(message, [action.dest for action in parser._actions])
+        print(*[message] * (short != message), f"jepa: {short}", sep="\n\n", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
 
 
 class JepaCLI(LightningCLI):
@@ -100,19 +114,20 @@ def main(args: Sequence[str] | None = None) -> None:
             },
             seed_everything_default=0,
             parser_kwargs={"prog": "jepa", "version": __version__, "description": __doc__, **DESCRIPTIONS},
+            parser_class=JepaParser,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
         )
     except Exception as error:
-        if os.environ.get("JEPA_TRACEBACK") or not _is_ours(error):
+        if os.environ.get("JEPA_TRACEBACK") or not _says_all(error):
             traceback.print_exc()
-        sys.exit(f"jepa: {type(error).__name__}: {error}")
+        sys.exit(f"jepa: {type(error).__name__}: {condense(str(error))}")
     finally:
         sys.argv = given
 
 
-def _is_ours(error: Exception) -> bool:
-    """Whether one of our own checks raised it, so that the message says all."""
+def _says_all(error: Exception) -> bool:
+    """Whether the message is enough: one of our own checks raised it, perhaps while jsonargparse built the object."""
     last = traceback.extract_tb(error.__traceback__)[-1]
-    return Path(last.filename).is_relative_to(Path(__file__).parent)
+    return Path(last.filename).is_relative_to(Path(__file__).parent) or "Union subtypes" in str(error)

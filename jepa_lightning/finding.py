@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from lightning.pytorch.utilities import rank_zero_info
 
 from jepa_lightning import checkpoint
@@ -32,13 +33,26 @@ def with_shipped_configs(arguments: Sequence[str]) -> list[str]:
 
 def find_config(name: str) -> str:
     """Path of a configuration: the file itself, or the shipped one of that name."""
-    if Path(name).is_file() or "://" in name or name.lstrip().startswith("{") or "\n" in name:
+    if "://" in name or name.lstrip().startswith("{") or "\n" in name:  # remote, or the text itself
+        return name
+    if Path(name).is_file():
+        _check_syntax(Path(name))
         return name
     shipped = {path.relative_to(folder).as_posix(): path for folder in CONFIGS for path in folder.rglob("*.yaml")}
     for known, path in shipped.items():
         if Path(name).as_posix() in (known, path.name):
             return str(path)
     raise FileNotFoundError(f"no such config: {name}; shipped are {', '.join(sorted(shipped))}")
+
+
+def _check_syntax(path: Path) -> None:
+    """jsonargparse names neither the file nor its line."""
+    try:
+        yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        raise ValueError(f"{where} is no valid YAML: {getattr(error, 'problem', None) or error}") from error
 
 
 def find_checkpoint(name: str, root: str | None) -> str:

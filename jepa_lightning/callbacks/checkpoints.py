@@ -40,8 +40,8 @@ class Checkpoints(Checkpoint):
         """Find the folder of the run; every process asks, because Lightning broadcasts the answer."""
         self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over Ctrl-C while training."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over Ctrl-C while training (after Lightning has noted whom to give it back to)."""
         self._saved_step = trainer.global_step
         try:
             self._handler: Any = signal.signal(signal.SIGINT, self._interrupt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -14,6 +15,7 @@ from jepa_lightning.checkpoint import CONFIG_KEY
 class SaveConfig(SaveConfigCallback):
     """Writes `config.yaml` beside the logs, and the same text into TensorBoard and every checkpoint."""
 
+    @cached_property
     def text(self) -> str:
         """The resolved configuration as YAML."""
         return self.parser.dump(self.config, skip_none=False)
@@ -22,8 +24,8 @@ class SaveConfig(SaveConfigCallback):
         """A text panel in TensorBoard; indented, which Markdown shows as it is."""
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("config", "\n".join(f"    {line}" for line in self.text().splitlines()))
+                logger.experiment.add_text("config", "\n".join(f"    {line}" for line in self.text.splitlines()))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """A checkpoint knows how to rebuild its module: see jepa_lightning.load."""
-        checkpoint[CONFIG_KEY] = self.text()
+        checkpoint[CONFIG_KEY] = self.text

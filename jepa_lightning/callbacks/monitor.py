@@ -101,7 +101,7 @@ class Monitor(Callback):
                 for (row, _), (loss, *gradients) in zip(self._rows, numbers, strict=True):
                     epoch, itr, context, target, milliseconds, *rest = row
                     ordered = [epoch, itr, loss, context, target, milliseconds, *rest, *gradients]
-                    writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in ordered])
+                    writer.writerow([f"{v:.9g}" if isinstance(v, float) else v for v in ordered])
         self._rows.clear()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

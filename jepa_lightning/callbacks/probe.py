@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from jepa_lightning.callbacks.when import dry_run
@@ -125,10 +124,10 @@ class Probe(Callback):
     def _show(self, trainer: Trainer, columns: dict[str, Scores], stage: str) -> None:
         if not any(columns.values()) or not trainer.is_global_zero:
             return
-        rank_zero_info(f"\n{table(columns)}\n")
+        print(f"\n\n{table(columns)}\n")  # noqa: T201  # the result that was asked for
         if trainer.log_dir is not None:
             path = Path(trainer.log_dir) / f"{stage}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             content = {"checkpoint": str(trainer.ckpt_path or ""), "step": trainer.global_step, "scores": columns}
             path.write_text(json.dumps(content, indent=2) + "\n")
-            rank_zero_info(f"written to {path}")
+            print(f"written to {path}")  # noqa: T201

@@ -51,7 +51,7 @@ class DigitScenes(ImageSource):
         self.root.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f"{self.root.name}.", dir=self.root.parent))
         try:
-            with tqdm(total=sum(COUNTS.values()), desc=f"Writing {self.root}", unit="image") as progress:
+            with tqdm(total=sum(COUNTS.values()), desc=f"Writing {self.root}", unit="image", disable=None) as progress:
                 for split, count in COUNTS.items():
                     _write_split(temporary / split, split, count, self.size, progress)
             if not self.root.is_dir():  # another process may have been first

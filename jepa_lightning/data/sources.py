@@ -93,7 +93,7 @@ class Folder(ImageSource):
             FileNotFoundError: No such folder, no images in it, or no such split.
         """
         if not self.root.is_dir():
-            raise FileNotFoundError(f"no such folder: {self.root} (set --data.source.root to a folder of images)")
+            raise FileNotFoundError(f"no such folder: {self.root} (set --data.root to a folder of images)")
         if split == "all":
             return self._scan(self.root)
         if (self.root / "train").is_dir():

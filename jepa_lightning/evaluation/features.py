@@ -48,7 +48,7 @@ def extract(
         title: Shown by the progress bar.
     """
     rows, labels = [], []
-    for batch in tqdm(loader, desc=title, leave=False, disable=rank() > 0, unit="batch"):
+    for batch in tqdm(loader, desc=title, leave=False, disable=rank() > 0 or None, unit="batch"):
         kept = batch.index >= 0  # files that could not be decoded
         tokens = encode(prepare(batch.inputs[kept].to(device, non_blocking=True)))
         rows.append(tokens.mean(dim=1).float())

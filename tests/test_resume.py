@@ -1,0 +1,141 @@
+"""Interrupted and resumed runs repeat the uninterrupted run bit for bit (CPU)."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from jepa_lightning.cli import main
+
+OPTIONS = [
+    "fit", "--config", "ijepa.yaml",
+    "--model.encoder.img_size=32", "--model.encoder.embed_dim=32", "--model.encoder.depth=1",
+    "--model.encoder.num_heads=2", "--model.predictor.embed_dim=16", "--model.predictor.depth=1",
+    "--data.masks.min_keep=1", "--data.batch_size=4", "--probe.every_n_epochs=0", "--pictures.every_n_epochs=0",
+    "--monitor.flush_every_n_steps=1", "--checkpoints.every_n_steps=3", "--trainer.max_epochs=3",
+    "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
+]  # fmt: skip
+STEPS = 3 * 8
+
+KILLER = """
+import os, signal
+from lightning import Callback
+class Kill(Callback):
+    def __init__(self, step: int):
+        self.step = step
+    def on_train_batch_end(self, trainer, *rest):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+class Stop(Callback):
+    def __init__(self, step: int, hook: str = "on_train_batch_end"):
+        setattr(self, hook, lambda trainer, *rest: self._stop(trainer, step))
+    def _stop(self, trainer, step):
+        if trainer.global_step == step and not trainer.sanity_checking:
+            raise RuntimeError("stopped by the test")
+"""
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    for number in range(38):
+        folder = tmp_path / "images" / ("train" if number < 34 else "val") / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(256, (40, 40, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{number}.jpg")
+    return tmp_path / "images"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_folder: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "killer.py").write_text(KILLER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def options(folder: Path, name: str, *extra: str) -> list[str]:
+    return [*OPTIONS, f"--data.root={folder}", f"--trainer.logger.init_args.name={name}", *extra]
+
+
+def losses(name: str) -> dict[int, str]:
+    """The loss of each step, exact to the last bit of float32."""
+    found: dict[int, str] = {}
+    for path in sorted(Path("runs", name).rglob("train.csv")):
+        with path.open() as file:
+            for row in csv.DictReader(file):
+                found[(int(row["epoch"]) - 1) * 8 + int(row["itr"])] = row["loss"]
+    return found
+
+
+def assert_same_end(one: str, other: str) -> None:
+    assert len(losses(one)) == STEPS
+    assert losses(one) == losses(other)
+    states = [torch.load(max(Path("runs", name).rglob("last.ckpt")), weights_only=True) for name in (one, other)]
+    for key, tensor in states[0]["state_dict"].items():
+        assert torch.equal(tensor, states[1]["state_dict"][key]), key
+    moments = [state["optimizer_states"][0]["state"] for state in states]
+    for key, values in moments[0].items():
+        assert torch.equal(values["exp_avg_sq"], moments[1][key]["exp_avg_sq"]), key
+
+
+def test_a_killed_run_resumes_bit_for_bit(image_folder: Path) -> None:
+    main(options(image_folder, "whole", "--data.num_workers=0"))
+    killed = options(image_folder, "parts", "--data.num_workers=2", "--trainer.callbacks+=killer.Kill",
+                     "--trainer.callbacks.step=13")  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])}
+    result = subprocess.run([sys.executable, "-m", "jepa_lightning", *killed], env=environment, check=False)
+    assert result.returncode == -signal.SIGKILL
+    assert max(losses("parts")) < 13
+    main(options(image_folder, "parts", "--data.num_workers=1", "--ckpt_path=last.ckpt"))
+    assert_same_end("whole", "parts")
+
+
+@pytest.mark.parametrize(
+    ("step", "hook"),
+    [
+        (1, "on_train_batch_start"),  # before the first checkpoint there is nothing to resume from but the start
+        (8, "on_validation_start"),
+        (8, "on_train_epoch_end"),
+        (9, "on_train_batch_end"),
+        (16, "on_train_epoch_start"),
+        (23, "on_train_batch_end"),
+    ],
+)
+def test_a_run_resumes_from_wherever_it_stopped(image_folder: Path, step: int, hook: str) -> None:
+    main(options(image_folder, "whole", "--data.num_workers=0"))
+    with pytest.raises(SystemExit):
+        main(options(image_folder, "parts", "--data.num_workers=0", "--trainer.callbacks+=killer.Stop",
+                     f"--trainer.callbacks.step={step}", f"--trainer.callbacks.hook={hook}"))  # fmt: skip
+    saved = [f"--ckpt_path={path}" for path in Path("runs", "parts").rglob("last.ckpt")]
+    main(options(image_folder, "parts", "--data.num_workers=0", *saved))
+    assert_same_end("whole", "parts")
+
+
+def test_accumulated_gradients_resume_bit_for_bit(image_folder: Path) -> None:
+    accumulate = ("--data.num_workers=0", "--trainer.accumulate_grad_batches=2", "--checkpoints.every_n_steps=1")
+    main(options(image_folder, "whole", *accumulate))
+    with pytest.raises(SystemExit):
+        main(options(image_folder, "parts", *accumulate, "--trainer.callbacks+=killer.Stop",
+                     "--trainer.callbacks.step=6"))  # fmt: skip
+    main(options(image_folder, "parts", *accumulate, "--ckpt_path=last.ckpt"))
+    assert_same_end("whole", "parts")
+
+
+def test_ctrl_c_saves_and_stops(image_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (Path.cwd() / "killer2.py").write_text(KILLER.replace("SIGKILL", "SIGINT"))
+    with caplog.at_level("INFO"), pytest.raises(SystemExit):
+        main(options(image_folder, "parts", "--data.num_workers=0", "--trainer.callbacks+=killer2.Kill",
+                     "--trainer.callbacks.step=10"))  # fmt: skip
+    assert "resume with --ckpt_path" in caplog.text
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    main(options(image_folder, "whole", "--data.num_workers=0"))
+    main(options(image_folder, "parts", "--data.num_workers=0", "--ckpt_path=last.ckpt"))
+    assert_same_end("whole", "parts")
