@@ -14,12 +14,19 @@ from jsonargparse import lazy_instance  # type: ignore[attr-defined]  # not in i
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 
 from jepa_lightning import __version__, callbacks, checkpoint
 from jepa_lightning.data import JEPADataModule
 from jepa_lightning.finding import find_checkpoint, with_shipped_configs
 from jepa_lightning.messages import condense
 from jepa_lightning.methods import JEPA
+
+if "fsdp2" not in StrategyRegistry:
+    # One file in place of a folder of shards, so that `jepa_lightning.load` and any number of devices can read it.
+    StrategyRegistry.register(
+        "fsdp2", ModelParallelStrategy, "FSDP2", tensor_parallel_size=1, save_distributed_checkpoint=False
+    )
 
 OBSERVERS = {
     "checkpoints": callbacks.Checkpoints,
@@ -46,7 +53,7 @@ DESCRIPTIONS = {
 class JepaParser(LightningArgumentParser):
     """A parser whose errors end in the line that matters."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what jsonargparse says, then one line of ours."""
         if not self.exit_on_error:  # a parser inside another one: the outermost tells
             super().error(message, ex)
@@ -87,11 +94,15 @@ class JepaCLI(LightningCLI):
 
     def validate(self, **kwargs: Any) -> None:
         """`jepa validate`; the probe prints a better table than Lightning."""
-        self.trainer.validate(self.model, **{**kwargs, "datamodule": self.datamodule, "verbose": False})
+        self.trainer.validate(**{**kwargs, "verbose": False})
+
+    def test(self, **kwargs: Any) -> None:
+        """`jepa test`, likewise."""
+        self.trainer.test(**{**kwargs, "verbose": False})
 
     def predict(self, **kwargs: Any) -> None:
         """`jepa predict`; features go to a file, not into memory."""
-        self.trainer.predict(self.model, **{**kwargs, "datamodule": self.datamodule, "return_predictions": False})
+        self.trainer.predict(**{**kwargs, "return_predictions": False})
 
 
 def main(args: Sequence[str] | None = None) -> None:

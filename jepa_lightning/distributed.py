@@ -50,5 +50,6 @@ def shard(module: nn.Module, mesh: DeviceMesh | None) -> nn.Module:
         blocks = [block for stack in module.modules() if isinstance(stack, nn.ModuleList) for block in stack]
         for block in blocks:
             fully_shard(block, mesh=mesh)
-        fully_shard(module, mesh=mesh)
+        # True also for the outermost part: the target encoder has no backward pass that would shard it again.
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
     return module

@@ -46,7 +46,7 @@ def find_config(name: str) -> str:
 
 
 def _check_syntax(path: Path) -> None:
-    """jsonargparse names neither the file nor its line."""
+    """Name the file and the line, which jsonargparse does not."""
     try:
         yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

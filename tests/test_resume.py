@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from jepa_lightning.cli import main
 
@@ -41,17 +40,6 @@ class Stop(Callback):
         if trainer.global_step == step and not trainer.sanity_checking:
             raise RuntimeError("stopped by the test")
 """
-
-
-@pytest.fixture
-def image_folder(tmp_path: Path) -> Path:
-    generator = torch.Generator().manual_seed(0)
-    for number in range(38):
-        folder = tmp_path / "images" / ("train" if number < 34 else "val") / f"class{number % 2}"
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = torch.randint(256, (40, 40, 3), generator=generator, dtype=torch.uint8)
-        Image.fromarray(pixels.numpy()).save(folder / f"{number}.jpg")
-    return tmp_path / "images"
 
 
 @pytest.fixture(autouse=True)

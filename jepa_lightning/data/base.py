@@ -149,6 +149,7 @@ class JEPADataModule(LightningDataModule):
             "persistent_workers": self.num_workers > 0 and masks is not None,
             "pin_memory": torch.cuda.is_available(),
             "collate_fn": MaskCollator(masks, self.seed),
+            "generator": seeded("workers", self.seed),  # or every iteration would draw from the global one
         }
 
     # ------------------------------------------------------------------ on the device

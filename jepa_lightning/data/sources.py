@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 from PIL import Image, ImageOps
 from torch.utils.data import ConcatDataset
+from tqdm import tqdm
 
 Split = Literal["train", "val", "test", "all"]
 """``all`` is every image there is, for `jepa predict`."""
@@ -123,13 +125,17 @@ class Folder(ImageSource):
         return images
 
     def _scan(self, folder: Path) -> FileImages:
-        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS)
-        files = [path.relative_to(folder).as_posix() for path in paths]
+        files = []
+        for path, _, names in tqdm(os.walk(folder), desc=f"Listing {folder}", unit=" folders", delay=2, disable=None):
+            below = Path(path).relative_to(folder)
+            files += [(below / name).as_posix() for name in names if Path(name).suffix.lower() in EXTENSIONS]
+        files.sort()
         if not files:
             raise FileNotFoundError(f"no image files in {folder} (looked for {', '.join(sorted(EXTENSIONS))})")
         tops = [name.split("/")[0] if "/" in name else "" for name in files]
         classes = sorted(set(tops) - {""})
-        return FileImages(folder, files, [classes.index(top) if top else -1 for top in tops], classes)
+        number = {name: index for index, name in enumerate(classes)}
+        return FileImages(folder, files, [number.get(top, -1) for top in tops], classes)
 
 
 class TorchvisionImages(Images):

@@ -17,22 +17,23 @@ def linear_top1(train: Features, held_out: Features, weight_decay: float = 1e-3,
     ``weight_decay / 2`` times the squared weights (not the biases). Deterministic; nothing is tuned
     on ``held_out``.
     """
-    mean, std = train.x.mean(dim=0), train.x.std(dim=0).clamp_min(1e-6)
-    x, held_out_x = (train.x - mean) / std, (held_out.x - mean) / std
-    classes = int(torch.cat([train.y, held_out.y]).max()) + 1
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():  # Lightning evaluates in inference mode
+        x, y, held_out_x = train.x.clone(), train.y.clone(), held_out.x.clone()
+        mean, std = x.mean(dim=0), x.std(dim=0).clamp_min(1e-6)
+        x, held_out_x = (x - mean) / std, (held_out_x - mean) / std
+        classes = int(max(y.max(), held_out.y.max())) + 1
         weight = torch.zeros(classes, x.shape[1], device=x.device, requires_grad=True)
         bias = torch.zeros(classes, device=x.device, requires_grad=True)
         optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            loss = F.cross_entropy(x @ weight.T + bias, train.y) + 0.5 * weight_decay * weight.square().sum()
+            loss = F.cross_entropy(x @ weight.T + bias, y) + 0.5 * weight_decay * weight.square().sum()
             loss.backward()
             return loss
 
         optimizer.step(closure)
-    predicted = (held_out_x @ weight.T + bias).argmax(dim=1)
+        predicted = (held_out_x @ weight.T + bias).argmax(dim=1)
     return float((predicted == held_out.y).float().mean())
 
 
@@ -43,7 +44,7 @@ def knn_top1(train: Features, held_out: Features, k: int = 20, temperature: floa
     """
     bank = F.normalize(train.x, dim=1)
     k = min(k, len(bank))
-    classes = int(torch.cat([train.y, held_out.y]).max()) + 1
+    classes = int(max(train.y.max(), held_out.y.max())) + 1
     votes_of = one_hot(train.y, classes).float()
     right = 0
     for x, y in zip(F.normalize(held_out.x, dim=1).split(1024), held_out.y.split(1024), strict=True):

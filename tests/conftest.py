@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from PIL import Image
+from safetensors.torch import load_file
+
+from jepa_lightning.masking import MaskedBatch, MultiBlock
+from jepa_lightning.methods import IJEPA
+from jepa_lightning.models import Predictor, VisionTransformer
+from jepa_lightning.schedules import Constant
+
+# With more threads the tests wait for each other on a busy machine, up to thirty times longer.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+GOLDEN = Path(__file__).parent / "golden"
+
+EncoderFactory = Callable[..., VisionTransformer]
+IJEPAFactory = Callable[..., IJEPA]
+BatchFactory = Callable[..., MaskedBatch]
+TrainerFactory = Callable[..., Trainer]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other, for minutes on a busy machine
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, Any]]:
+    def read(name: str) -> dict[str, Any]:
+        path = GOLDEN / name
+        return load_file(path) if path.suffix == ".safetensors" else json.loads(path.read_text())
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint() -> Path:
+    return GOLDEN / "ijepa_tiny" / "checkpoint.pt"
+
+
+@pytest.fixture
+def tiny_encoder() -> EncoderFactory:
+    def build(**overrides: Any) -> VisionTransformer:
+        settings = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "init_std": None}
+        return VisionTransformer(**{**settings, **overrides})
+
+    return build
+
+
+@pytest.fixture
+def tiny_ijepa(tiny_encoder: EncoderFactory) -> IJEPAFactory:
+    def build(encoder: VisionTransformer | None = None, **overrides: Any) -> IJEPA:
+        settings = {
+            "predictor": partial(Predictor, embed_dim=16, depth=1, init_std=None),
+            "lr": Constant(1e-3),
+            "weight_decay": Constant(0.05),
+            "momentum": Constant(0.9),
+        }
+        return IJEPA(tiny_encoder() if encoder is None else encoder, **{**settings, **overrides})
+
+    return build
+
+
+@pytest.fixture
+def tiny_batch() -> BatchFactory:
+    def build(batch_size: int = 3, size: tuple[int, int] = (32, 32), patch_size: int = 8, **masks: Any) -> MaskedBatch:
+        grid = (size[0] // patch_size, size[1] // patch_size)
+        sampler = MultiBlock(grid, **{"min_keep": 2, "num_targets": 2, **masks})
+        return MaskedBatch(torch.randn(batch_size, 3, *size), sampler.sample(batch_size))
+
+    return build
+
+
+@pytest.fixture
+def quiet_trainer(tmp_path: Path) -> TrainerFactory:
+    return partial(
+        Trainer,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    generator = torch.Generator().manual_seed(0)
+    for number in range(38):
+        folder = root / ("train" if number < 34 else "val") / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(256, (40, 40, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{number}.jpg")
+    return root

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from jepa_lightning.data import Folder, ImageDataModule
+from jepa_lightning.masking import MaskedBatch, MultiBlock
+
+
+def data_module(root: Path, **overrides: Any) -> ImageDataModule:
+    settings: dict[str, Any] = {
+        "masks": partial(MultiBlock, min_keep=1), "batch_size": 4, "num_workers": 0, "img_size": 32, "patch_size": 8,
+        "seed": 0,
+    }  # fmt: skip
+    data = ImageDataModule(Folder(str(root)), **{**settings, **overrides})
+    data.setup("fit")
+    return data
+
+
+def epoch(data: ImageDataModule, number: int) -> list[MaskedBatch]:
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(number)
+    return list(loader)
+
+
+def same(one: list[MaskedBatch], other: list[MaskedBatch]) -> bool:
+    return all(
+        torch.equal(a.inputs, b.inputs)
+        and torch.equal(a.masks[0].context, b.masks[0].context)
+        and torch.equal(a.masks[0].targets, b.masks[0].targets)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_batches_do_not_depend_on_the_number_of_workers(image_folder: Path, workers: int) -> None:
+    alone = epoch(data_module(image_folder), 2)
+    assert len(alone) == 8
+    assert same(alone, epoch(data_module(image_folder, num_workers=workers), 2))
+
+
+def test_epochs_and_seeds_differ(image_folder: Path) -> None:
+    first = epoch(data_module(image_folder), 0)
+    assert same(first, epoch(data_module(image_folder), 0))
+    assert not same(first, epoch(data_module(image_folder), 1))
+    assert not same(first, epoch(data_module(image_folder, seed=1), 0))
+
+
+def test_drawing_a_batch_leaves_the_global_generator_alone(image_folder: Path) -> None:
+    before = torch.get_rng_state()
+    epoch(data_module(image_folder), 0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_loader_goes_on_after_the_batches_its_state_counts(image_folder: Path) -> None:
+    whole = epoch(data_module(image_folder), 1)
+    loader = data_module(image_folder).train_dataloader()
+    loader.sampler.set_epoch(1)
+    batches = iter(loader)
+    for _ in range(3):
+        next(batches)
+    resumed = data_module(image_folder, num_workers=2).train_dataloader()
+    resumed.load_state_dict(loader.state_dict())
+    resumed.sampler.set_epoch(1)
+    assert same(whole[3:], list(resumed))
+    resumed.sampler.set_epoch(2)
+    assert same(epoch(data_module(image_folder), 2), list(resumed))
+
+
+def test_pixels_travel_as_bytes_and_are_normalised_on_the_device(image_folder: Path) -> None:
+    data = data_module(image_folder)
+    batch = epoch(data, 0)[0]
+    assert batch.inputs.dtype == torch.uint8
+    normal = data.on_after_batch_transfer(batch, 0).inputs
+    expected = (batch.inputs[0, 0].float() / 255 - 0.485) / 0.229
+    torch.testing.assert_close(normal[0, 0], expected)
+    torch.testing.assert_close(data.denormalize(normal), batch.inputs.float() / 255)
+
+
+def test_a_damaged_file_is_replaced_named_and_counted(image_folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    shutil.copytree(image_folder, root)
+    for number, name in enumerate(sorted((root / "train" / "class0").iterdir())[:3]):
+        content = name.read_bytes()
+        name.write_bytes([content[:200], b"", b"this is text"][number])
+    data = data_module(root)
+    batches = epoch(data, 0)
+    assert len(batches) == 8
+    assert all(int(batch.index.min()) >= 0 for batch in batches if batch.index is not None)
+    with pytest.warns(UserWarning, match="cannot decode .*skipped"):
+        data.on_after_batch_transfer(batches[0], 0)
+    names = data.unreadable()
+    assert 1 <= len(names) <= 3
+    loader = data.probe_dataloader("train")
+    assert loader is not None
+    kept = torch.cat([batch.index for batch in loader])
+    assert int((kept < 0).sum()) == 3  # evaluation leaves them out in place of counting another image twice
+    with pytest.warns(UserWarning, match="3 files could not be decoded and were skipped: class0/"):
+        data.teardown("fit")
+
+
+def test_a_folder_without_one_readable_image_is_an_error(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_text("no image")
+    with pytest.raises(ValueError, match="none of the 2 images can be decoded"):
+        data_module(tmp_path)
+
+
+def write_image(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 40)).save(path)
+
+
+def test_images_without_labels_train_and_say_so(tmp_path: Path) -> None:
+    for number in range(8):
+        write_image(tmp_path / f"{number}.png")
+    with pytest.warns(UserWarning, match="no labels"):
+        data = data_module(tmp_path)
+    labels = epoch(data, 0)[0].labels
+    assert labels is not None
+    assert labels.tolist() == [-1] * 4
+
+
+def test_one_class_trains_and_says_so(tmp_path: Path) -> None:
+    for number in range(8):
+        write_image(tmp_path / "cat" / f"{number}.png")
+    with pytest.warns(UserWarning, match="one class, 'cat'"):
+        data_module(tmp_path)
+
+
+def test_a_batch_larger_than_the_data_set_names_the_largest_possible(tmp_path: Path) -> None:
+    write_image(tmp_path / "cat" / "0.png")
+    with pytest.warns(UserWarning, match="one class"):
+        data = data_module(tmp_path)
+    with pytest.raises(ValueError, match=r"1 samples.*--data.batch_size to at most 1"):
+        data.train_dataloader()
+
+
+def test_sizes_that_the_patch_does_not_divide_are_refused(image_folder: Path) -> None:
+    with pytest.raises(ValueError, match="30x30 is not divisible by the model's patch_size 8"):
+        data_module(image_folder, img_size=30).train_dataloader()
+
+
+def test_without_a_model_the_size_must_be_given(image_folder: Path) -> None:
+    with pytest.raises(ValueError, match="give img_size="):
+        data_module(image_folder, img_size=None).train_dataloader()
+
+
+def test_non_square_images_get_masks_of_their_grid(image_folder: Path) -> None:
+    batch = epoch(data_module(image_folder, img_size=(16, 48)), 0)[0]
+    masks: tuple[Tensor, Tensor] = batch.masks[0]
+    assert batch.inputs.shape == (4, 3, 16, 48)
+    assert max(int(mask.max()) for mask in masks) < 2 * 6

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from jepa_lightning.data import Folder, Torchvision
+
+
+def write_image(path: Path, **options: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 10), "red").save(path, **options)
+
+
+def test_missing_and_empty_folders_have_their_own_messages(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such folder: .*nowhere"):
+        Folder(str(tmp_path / "nowhere")).split("train")
+    with pytest.raises(FileNotFoundError, match="no image files in"):
+        Folder(str(tmp_path)).split("train")
+
+
+def test_named_splits_are_read_like_imagenet(tmp_path: Path) -> None:
+    for name in ("train/cat/1.jpg", "train/dog/deep/2.JPEG", "val/dog/3.png", "train/notes.txt"):
+        write_image(tmp_path / name) if not name.endswith("txt") else (tmp_path / name).write_text("")
+    train, val = Folder(str(tmp_path)).split("train"), Folder(str(tmp_path)).split("val")
+    assert [train.name(i) for i in range(len(train))] == ["cat/1.jpg", "dog/deep/2.JPEG"]
+    assert list(train.labels) == [0, 1]
+    assert list(val.labels) == [1]  # the label of dog, although val has no cat
+    assert train.classes == val.classes == ["cat", "dog"]
+    with pytest.raises(FileNotFoundError, match="no test split"):
+        Folder(str(tmp_path)).split("test")
+    assert len(Folder(str(tmp_path)).split("all")) == 3
+
+
+def test_a_class_that_training_lacks_is_refused(tmp_path: Path) -> None:
+    write_image(tmp_path / "train/cat/1.jpg")
+    write_image(tmp_path / "val/dog/1.jpg")
+    with pytest.raises(FileNotFoundError, match=r"classes that .*train lacks: \['dog'\]"):
+        Folder(str(tmp_path)).split("val")
+
+
+def test_the_held_out_part_stays_when_files_are_added(tmp_path: Path) -> None:
+    for number in range(100):
+        write_image(tmp_path / "cat" / f"{number}.jpg")
+    before = {
+        name(i) for part in [Folder(str(tmp_path)).split("val")] for name in [part.name] for i in range(len(part))
+    }
+    for number in range(100, 150):
+        write_image(tmp_path / "cat" / f"{number}.jpg")
+    train, val = Folder(str(tmp_path)).split("train"), Folder(str(tmp_path)).split("val")
+    after = {val.name(i) for i in range(len(val))}
+    assert before <= after
+    assert 2 <= len(before) <= 25
+    assert not after & {train.name(i) for i in range(len(train))}
+    assert len(train) + len(val) == 150
+
+
+def test_one_image_is_for_training(tmp_path: Path) -> None:
+    write_image(tmp_path / "0.jpg")
+    assert len(Folder(str(tmp_path)).split("train")) == 1
+    assert len(Folder(str(tmp_path)).split("val")) == 0
+
+
+def test_images_are_turned_upright_and_made_rgb(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by a quarter
+    write_image(tmp_path / "rotated.jpg", exif=exif)
+    Image.new("L", (20, 10)).save(tmp_path / "zgrey.png")
+    images = Folder(str(tmp_path)).split("all")
+    assert images.image(0).size == (10, 20)
+    assert images.image(1).mode == "RGB"
+
+
+def test_unknown_torchvision_sets_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'CIFAR99'"):
+        Torchvision("CIFAR99")
+    with pytest.raises(FileNotFoundError, match=r"CIFAR10 is not in .*--data.source.download true"):
+        Torchvision("CIFAR10", root=str(tmp_path)).split("train")
+
+
+def fashion_mnist(root: Path) -> None:
+    """The files of FashionMNIST with 50 training and 20 test images."""
+    import gzip
+    import struct
+
+    folder = root / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part, count in (("train", 50), ("t10k", 20)):
+        images = struct.pack(">IIII", 2051, count, 28, 28) + bytes(i % 256 for i in range(count * 784))
+        labels = struct.pack(">II", 2049, count) + bytes(i % 10 for i in range(count))
+        for name, content in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
+            (folder / name).write_bytes(content)
+            (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+
+
+def test_a_torchvision_set_has_three_splits_that_share_nothing(tmp_path: Path) -> None:
+    fashion_mnist(tmp_path)
+    source = Torchvision("FashionMNIST", root=str(tmp_path))
+    train, val, test, everything = (source.split(s) for s in ("train", "val", "test", "all"))  # type: ignore[arg-type]
+    assert len(train) + len(val) == 50
+    assert len(test) == 20
+    assert len(everything) == 70
+    assert not {train.name(i) for i in range(len(train))} & {val.name(i) for i in range(len(val))}
+    assert train.classes[9] == "Ankle boot"
+    assert test.labels[13] == 3
+    assert train.image(0).mode == "RGB"
+    assert everything.name(69) == "FashionMNIST/all/69"

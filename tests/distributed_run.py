@@ -1,0 +1,100 @@
+"""Trains a tiny I-JEPA for three steps in as many processes as asked for, and saves what each of them saw."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningDataModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.utils.data import DataLoader, Dataset
+
+from jepa_lightning.data import Folder, ImageDataModule
+from jepa_lightning.masking import MaskedBatch, MultiBlock, TokenMasks
+from jepa_lightning.methods import IJEPA
+from jepa_lightning.models import Predictor, VisionTransformer
+from jepa_lightning.schedules import Constant, Linear
+
+BATCH, STEPS = 8, 3
+
+
+def module() -> IJEPA:
+    torch.manual_seed(0)
+    encoder = VisionTransformer(32, 8, 3, 32, 2, 2)
+    predictor = partial(Predictor, embed_dim=16, depth=1)
+    return IJEPA(encoder, predictor, Constant(1e-3), Constant(0.1), Linear(0.5, 1.0))
+
+
+class Batches(Dataset[MaskedBatch]):
+    """The part of each batch that belongs to one process."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.part = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+
+    def __len__(self) -> int:
+        return STEPS
+
+    def __getitem__(self, step: int) -> MaskedBatch:
+        generator = torch.Generator().manual_seed(step)
+        inputs = torch.randn(BATCH, 3, 32, 32, generator=generator)
+        (masks,) = MultiBlock(4, min_keep=2).sample(BATCH, generator)
+        masks = TokenMasks(masks.context[self.part], masks.targets[self.part])
+        return MaskedBatch(inputs[self.part], (masks,))
+
+
+class Data(LightningDataModule):
+    def train_dataloader(self) -> Any:
+        return DataLoader(Batches(self.trainer.global_rank, self.trainer.world_size), batch_size=None)
+
+
+def whole(tensor: Any) -> torch.Tensor:
+    """All shards of an FSDP2 tensor together."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+class Record(Callback):
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.gradients: list[dict[str, torch.Tensor]] = []
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+        named = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
+        self.gradients.append({name: whole(grad).clone() for name, grad in named.items()})
+
+    def on_train_batch_end(self, trainer: Trainer, *rest: Any) -> None:
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))  # the mean over processes
+
+
+def main(devices: int, strategy: str, out: str, images: str) -> None:
+    record, model = Record(), module()
+    chosen = (
+        ModelParallelStrategy(data_parallel_size=devices, tensor_parallel_size=1) if strategy == "fsdp2" else strategy
+    )
+    trainer = Trainer(
+        accelerator="cpu", devices=devices, strategy=chosen, max_epochs=1, logger=False, callbacks=[record],
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(model, datamodule=Data())
+    state = {name: whole(tensor) for name, tensor in model.state_dict().items()}
+    loader = ImageDataModule(Folder(images), masks=partial(MultiBlock, min_keep=1), batch_size=4, num_workers=0,
+                             img_size=32, patch_size=8).train_dataloader()  # fmt: skip
+    drawn = next(iter(loader))
+    torch.save(
+        {
+            "losses": record.losses,
+            "gradients": record.gradients,
+            "state": state,
+            "index": drawn.index,
+            "masks": drawn.masks[0].targets,
+        },
+        Path(out) / f"{strategy}-{trainer.global_rank}.pt",
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4])
