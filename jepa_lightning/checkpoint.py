@@ -11,10 +11,8 @@ import torch
 import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from jepa_lightning.callbacks.config import CONFIG_KEY
 from jepa_lightning.methods import JEPA
-
-CONFIG_KEY = "jepa_config"
-"""Where a checkpoint keeps the resolved configuration, as YAML text."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from jsonargparse import lazy_instance  # type: ignore[attr-defined]  # not in its __all__
@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from jepa_lightning import __version__, callbacks, checkpoint
 from jepa_lightning.data import JEPADataModule
 from jepa_lightning.finding import find_checkpoint, with_shipped_configs
-from jepa_lightning.messages import condense
+from jepa_lightning.messages import JepaParser, condense
 from jepa_lightning.methods import JEPA
 
 if "fsdp2" not in StrategyRegistry:
@@ -48,19 +48,6 @@ DESCRIPTIONS = {
         "predict": "Write the features of every image, with file names, to a safetensors file.",
     }.items()
 }
-
-
-class JepaParser(LightningArgumentParser):
-    """A parser whose errors end in the line that matters."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print what jsonargparse says, then one line of ours."""
-        if not self.exit_on_error:  # a parser inside another one: the outermost tells
-            super().error(message, ex)
-        parser = getattr(ex, "subcommand_parser", None) or self
-        short = condense(message, [action.dest for action in parser._actions])
-        print(*[message] * (short != message), f"jepa: {short}", sep="\n\n", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
 
 
 class JepaCLI(LightningCLI):

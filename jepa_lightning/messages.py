@@ -4,9 +4,27 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Iterable
 from importlib import import_module
 from inspect import signature
+from typing import NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+
+class JepaParser(LightningArgumentParser):
+    """A parser whose errors end in the line that matters."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what jsonargparse says, then one line of ours."""
+        if not self.exit_on_error:  # a parser inside another one: the outermost tells
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        short = condense(message, [action.dest for action in parser._actions])
+        print(*[message] * (short != message), f"jepa: {short}", sep="\n\n", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+
 
 STRUCTURE = re.compile(
     r"^(Does not validate|Subtypes:|Errors:|Given value|Parser key|Problem with given class_path"

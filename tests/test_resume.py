@@ -127,3 +127,11 @@ def test_ctrl_c_saves_and_stops(image_folder: Path, caplog: pytest.LogCaptureFix
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     main(options(image_folder, "parts", "--data.num_workers=0", "--ckpt_path=last.ckpt"))
     assert_same_end("whole", "parts")
+
+
+def test_a_run_that_max_steps_ended_goes_on_in_the_same_epoch(image_folder: Path) -> None:
+    main(options(image_folder, "whole", "--data.num_workers=0", "--model.ipe_scale=2"))
+    # The schedules follow the length of the run: twice 12 steps are as long as 24.
+    main(options(image_folder, "parts", "--data.num_workers=0", "--trainer.max_steps=12", "--model.ipe_scale=4"))
+    main(options(image_folder, "parts", "--data.num_workers=0", "--ckpt_path=last.ckpt", "--model.ipe_scale=2"))
+    assert_same_end("whole", "parts")

@@ -58,7 +58,9 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Save every so many optimizer steps, not once for each accumulated batch; stop after a Ctrl-C."""
         stepped = trainer.global_step > self._saved_step
-        if stepped and (self._interrupted or trainer.global_step % self.every_n_steps == 0):
+        stopping = self._interrupted or trainer.should_stop or trainer.global_step == trainer.max_steps
+        due = stopping or trainer.global_step % self.every_n_steps == 0
+        if stepped and due and not dry_run(trainer):
             self.save_last(trainer)
         if self._interrupted and stepped:
             rank_zero_info(f"stopped after step {trainer.global_step}; resume with --ckpt_path {self.last}")
@@ -75,8 +77,12 @@ class Checkpoints(Checkpoint):
             trainer.save_checkpoint(self.folder / "best.ckpt")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after validation."""
-        if not dry_run(trainer):
+        """Save after validation.
+
+        An epoch that ``max_steps`` cut short was saved in its last step: a checkpoint from here would count as a whole
+        epoch, and a resumed run would never see the rest of it.
+        """
+        if not dry_run(trainer) and (trainer.is_last_batch or self._saved_step != trainer.global_step):
             self.save_last(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

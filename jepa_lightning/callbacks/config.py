@@ -9,7 +9,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from jepa_lightning.checkpoint import CONFIG_KEY
+CONFIG_KEY = "jepa_config"
+"""Where a checkpoint keeps the resolved configuration, as YAML text."""
 
 
 class SaveConfig(SaveConfigCallback):

@@ -40,7 +40,7 @@ class Probe(Callback):
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Keep the encoder as it was initialised, before a checkpoint is loaded into it."""
-        if self.every_n_epochs and stage in ("validate", "test") and trainer.ckpt_path is not None:
+        if self.every_n_epochs and stage in ("validate", "test"):
             self._untrained = pl_module.frozen_encoder()
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -83,7 +83,7 @@ class Probe(Callback):
 
     def _evaluate(self, trainer: Trainer, pl_module: Any, split: str) -> None:
         columns = {}
-        if self._untrained is not None:
+        if self._untrained is not None and trainer.ckpt_path is not None:
             untrained = self._untrained.to(pl_module.device)
             columns["random initialisation"] = self._scores(
                 trainer, pl_module, untrained, split, "random initialisation"

@@ -67,9 +67,9 @@ def _read(path: Path) -> dict[str, dict[str, Tensor]]:
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is not a PyTorch checkpoint that can be read safely: {reason}") from error
-    missing = [name for name in NETWORKS if not isinstance(content, dict) or name not in content]
+    missing = [name for name in NETWORKS if not isinstance(content, dict) or not isinstance(content.get(name), dict)]
     if missing:
-        raise ValueError(f"{path} is no I-JEPA checkpoint in Meta's layout: it has no {', '.join(missing)}")
+        raise ValueError(f"{path} is no I-JEPA checkpoint in Meta's layout: it has no state dict {', '.join(missing)}")
     return {name: content[name] for name in NETWORKS}
 
 

@@ -59,6 +59,8 @@ class MultiBlock(MaskSampler):
         self.min_keep, self.allow_overlap = min_keep, allow_overlap
         if num_contexts < 1 or num_targets < 1:
             raise ValueError(f"num_contexts and num_targets must be at least 1, got {num_contexts} and {num_targets}")
+        if min_keep < 1:
+            raise ValueError(f"min_keep must be at least 1, got {min_keep}: an empty context can predict nothing")
         self.official = OfficialMultiBlock(self) if compat else None
         self._check_geometry()
 
@@ -88,8 +90,12 @@ class MultiBlock(MaskSampler):
     def block_size(self, scale: float, aspect_ratio: float) -> tuple[int, int]:
         """Height and width in tokens of a block of this area fraction and height over width."""
         area = scale * self.height * self.width
-        height, width = round(math.sqrt(area * aspect_ratio)), round(math.sqrt(area / aspect_ratio))
-        return min(max(1, height), self.height), min(max(1, width), self.width)
+        height, width = math.sqrt(area * aspect_ratio), math.sqrt(area / aspect_ratio)
+        if height > self.height:  # too long for a flat grid: keep the area, not the aspect ratio
+            height, width = self.height, area / self.height
+        elif width > self.width:
+            height, width = area / self.width, self.width
+        return min(max(1, round(height)), self.height), min(max(1, round(width)), self.width)
 
     def _place(
         self, size: tuple[int, int], shape: tuple[int, ...], generator: Generator | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -90,7 +91,9 @@ class JEPA(LightningModule, ABC):
     def configure_optimizers(self) -> Optimizer:
         """AdamW over every network with trainable parameters: first their decayed groups, then the others."""
         networks = [net for net in self.children() if any(p.requires_grad for p in net.parameters())]
-        groups = [_group(net, decay) for decay in (True, False) for net in networks]
+        groups = [_group(net.named_parameters(), decay) for decay in (True, False) for net in networks]
+        own = [_group(self.named_parameters(recurse=False), decay) for decay in (True, False)]
+        groups += [group for group in own if group["params"]]  # of the method itself, a temperature for example
         return AdamW(groups, lr=0.0, betas=self.betas, fused=True)
 
     def schedule_values(self) -> dict[str, float]:
@@ -157,11 +160,11 @@ class JEPA(LightningModule, ABC):
                 network.compile()
 
 
-def _group(network: nn.Module, decay: bool) -> dict[str, Any]:
-    """Parameters of a network that are (not) decayed: vectors and biases are not, the mask token is."""
+def _group(named: Iterable[tuple[str, nn.Parameter]], decay: bool) -> dict[str, Any]:
+    """Parameters that are (not) decayed: vectors and biases are not, the mask token is."""
     parameters = [
         parameter
-        for name, parameter in network.named_parameters()
+        for name, parameter in named
         if parameter.requires_grad and decay == (parameter.ndim > 1 and "bias" not in name)
     ]
     return {"params": parameters, "decay": decay}

@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from jepa_lightning.masking import MaskedBatch
+from jepa_lightning.methods import IJEPA, JEPA
+from jepa_lightning.models import VisionTransformer
+from jepa_lightning.schedules import Cosine, Linear, WarmupCosine
+
+EncoderFactory = Callable[..., VisionTransformer]
+IJEPAFactory = Callable[..., IJEPA]
+BatchFactory = Callable[..., MaskedBatch]
+TrainerFactory = Callable[..., Trainer]
+
+
+def loader(batches: list[MaskedBatch]) -> DataLoader[Any]:
+    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+
+def copied(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+class Twin(Callback):
+    """Averages the encoder itself, once for each optimizer step, from what it sees from outside."""
+
+    def __init__(self, momentum: Callable[[int], float]) -> None:
+        self.momentum, self.steps, self.batches = momentum, 0, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.average = copied(pl_module.target_encoder)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.batches += 1
+        if trainer.global_step > self.steps:
+            self.steps = trainer.global_step
+            m = self.momentum(self.steps)
+            for name, tensor in pl_module.encoder.named_parameters():
+                self.average[name] = m * self.average[name] + (1 - m) * tensor.detach()
+
+    def assert_equal(self, module: JEPA) -> None:
+        for name, tensor in module.target_encoder.state_dict().items():
+            torch.testing.assert_close(tensor, self.average[name], rtol=0, atol=1e-6)
+
+
+class Recorder(Callback):
+    """What the optimizer is set to when it steps."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        groups = optimizer.param_groups
+        self.rows.append(
+            {
+                "step": trainer.global_step + 1,
+                "lr": {group["lr"] for group in groups},
+                "decayed": {group["weight_decay"] for group in groups if group["decay"]},
+                "others": {group["weight_decay"] for group in groups if not group["decay"]},
+            }
+        )
+
+
+# ---------------------------------------------------------------------- the target encoder
+
+
+def test_the_average_moves_once_per_optimizer_step_under_gradient_accumulation(
+    tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory, quiet_trainer: TrainerFactory
+) -> None:
+    momentum = Linear(0.5, 1.0)
+    module = tiny_ijepa(momentum=momentum)
+    twin = Twin(lambda step: momentum(step, 6.0, 3))
+    trainer = quiet_trainer(max_epochs=2, accumulate_grad_batches=2, callbacks=[twin])
+    trainer.fit(module, loader([tiny_batch() for _ in range(5)]))
+    assert (twin.batches, twin.steps) == (10, 6)
+    twin.assert_equal(module)
+    assert (module.target_encoder.norm.weight - module.encoder.norm.weight).abs().max() > 0
+
+
+def test_the_average_moves_once_per_batch_without_accumulation(
+    tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory, quiet_trainer: TrainerFactory
+) -> None:
+    module, twin = tiny_ijepa(), Twin(lambda step: 0.9)
+    quiet_trainer(max_steps=3, callbacks=[twin]).fit(module, loader([tiny_batch() for _ in range(4)]))
+    assert (twin.batches, twin.steps) == (3, 3)
+    twin.assert_equal(module)
+
+
+def test_a_state_saved_when_a_batch_ends_already_holds_the_update_of_that_step(
+    tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory, quiet_trainer: TrainerFactory
+) -> None:
+    class Saver(Callback):
+        def __init__(self) -> None:
+            self.saved: list[dict[str, Tensor]] = []
+            self.finished: list[dict[str, Tensor]] = []
+
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+            self.saved.append(copied(pl_module))
+
+        def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+            self.finished.append(copied(pl_module))
+
+        def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            self.finished.append(copied(pl_module))
+
+    saver, twin, module = Saver(), Twin(lambda step: 0.9), tiny_ijepa()
+    quiet_trainer(max_epochs=1, callbacks=[saver, twin]).fit(module, loader([tiny_batch() for _ in range(3)]))
+    for saved, finished in zip(saver.saved, saver.finished[1:], strict=True):
+        assert all(torch.equal(saved[name], tensor) for name, tensor in finished.items())
+    changed = "target_encoder.blocks.0.attn.qkv.weight"
+    assert not torch.equal(saver.finished[0][changed], saver.saved[0][changed])
+    twin.assert_equal(module)  # saving did not move it twice
+
+
+def test_the_target_encoder_gets_no_gradient_and_stays_in_eval_mode(
+    tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory, quiet_trainer: TrainerFactory
+) -> None:
+    class Watcher(Callback):
+        def __init__(self) -> None:
+            self.training: list[tuple[bool, bool]] = []
+
+        def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            self.training.append((pl_module.encoder.training, pl_module.target_encoder.training))
+            assert all(p.grad is not None for p in pl_module.encoder.parameters())
+            assert all(p.grad is None for p in pl_module.target_encoder.parameters())
+
+    watcher, module = Watcher(), tiny_ijepa()
+    batches = [tiny_batch() for _ in range(2)]
+    quiet_trainer(max_epochs=2, callbacks=[watcher]).fit(module, loader(batches), loader(batches[:1]))
+    assert watcher.training == [(True, False)] * 4
+    assert not any(p.requires_grad for p in module.target_encoder.parameters())
+    assert not any(part.training for part in module.target_encoder.modules())
+
+
+def test_the_target_encoder_starts_as_a_copy_of_the_encoder(tiny_ijepa: IJEPAFactory) -> None:
+    module = tiny_ijepa()
+    assert module.target_encoder is not module.encoder
+    copies = module.target_encoder.state_dict()
+    assert all(torch.equal(tensor, copies[name]) for name, tensor in module.encoder.state_dict().items())
+
+
+def test_saving_a_module_that_was_never_trained_moves_nothing(tiny_ijepa: IJEPAFactory) -> None:
+    module = tiny_ijepa()
+    torch.nn.init.ones_(module.encoder.patch_embed.proj.weight)
+    before = copied(module.target_encoder)
+    module.state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.target_encoder.state_dict().items())
+
+
+# ---------------------------------------------------------------------- optimizer and schedules
+
+
+@pytest.mark.parametrize(("accumulate", "per_epoch"), [(1, 5), (2, 3)])
+def test_schedules_follow_the_optimizer_step(
+    tiny_ijepa: IJEPAFactory,
+    tiny_batch: BatchFactory,
+    quiet_trainer: TrainerFactory,
+    accumulate: int,
+    per_epoch: int,
+) -> None:
+    lr, weight_decay, momentum = WarmupCosine(1e-4, 1e-3, 1e-5, 1.0), Cosine(0.04, 0.4), Linear(0.9, 1.0)
+    module = tiny_ijepa(lr=lr, weight_decay=weight_decay, momentum=momentum, ipe_scale=1.25)
+    recorder, total = Recorder(), 1.25 * 2 * per_epoch
+    trainer = quiet_trainer(max_epochs=2, accumulate_grad_batches=accumulate, callbacks=[recorder])
+    trainer.fit(module, loader([tiny_batch() for _ in range(5)]))
+    assert [row["step"] for row in recorder.rows] == list(range(1, 2 * per_epoch + 1))
+    for row in recorder.rows:
+        assert row["lr"] == {lr(row["step"], total, per_epoch)}
+        assert row["decayed"] == {weight_decay(row["step"], total, per_epoch)}
+        assert row["others"] == {0.0}
+    last = trainer.callback_metrics
+    assert last["schedule/lr"].item() == pytest.approx(lr(2 * per_epoch, total, per_epoch), rel=1e-5)
+    assert last["schedule/momentum"].item() == pytest.approx(momentum(2 * per_epoch, total, per_epoch), rel=1e-5)
+
+
+def test_the_length_of_the_schedules_follows_max_steps(
+    tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory, quiet_trainer: TrainerFactory
+) -> None:
+    lr, recorder = Cosine(1e-3, 0.0), Recorder()
+    trainer = quiet_trainer(max_steps=3, callbacks=[recorder])
+    trainer.fit(tiny_ijepa(lr=lr), loader([tiny_batch() for _ in range(2)]))
+    assert [row["lr"] for row in recorder.rows] == [{lr(step, 3.0, 2)} for step in (1, 2, 3)]
+
+
+def test_a_training_without_an_end_is_refused_with_advice(
+    tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory, quiet_trainer: TrainerFactory
+) -> None:
+    with pytest.raises(ValueError, match=r"set --trainer\.max_epochs or --trainer\.max_steps"):
+        quiet_trainer(max_epochs=-1).fit(tiny_ijepa(), loader([tiny_batch()]))
+
+
+def test_every_trainable_parameter_is_in_exactly_one_group(tiny_ijepa: IJEPAFactory) -> None:
+    module = tiny_ijepa()
+    grouped = [p for group in module.configure_optimizers().param_groups for p in group["params"]]
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    assert len({id(p) for p in grouped}) == len(grouped) == len(trainable)
+    assert {id(p) for p in grouped} == {id(p) for p in trainable}
+
+
+def test_a_parameter_of_the_method_itself_is_trained_too(tiny_ijepa: IJEPAFactory) -> None:
+    module = tiny_ijepa()
+    module.temperature = torch.nn.Parameter(torch.ones(()))
+    grouped = [p for group in module.configure_optimizers().param_groups for p in group["params"]]
+    assert any(p is module.temperature for p in grouped)
+
+
+def test_the_mask_token_and_weights_are_decayed_but_biases_and_norms_are_not(tiny_ijepa: IJEPAFactory) -> None:
+    module = tiny_ijepa()
+    decayed = {id(p) for group in module.configure_optimizers().param_groups if group["decay"] for p in group["params"]}
+    for name, parameter in module.named_parameters():
+        is_weight = name.endswith("mask_token") or (name.endswith("weight") and "norm" not in name)
+        assert (id(parameter) in decayed) == (is_weight and parameter.requires_grad), name
+
+
+def test_a_table_that_is_a_bias_is_not_decayed(tiny_encoder: EncoderFactory, tiny_ijepa: IJEPAFactory) -> None:
+    encoder = tiny_encoder()
+    encoder.register_parameter("relative_position_bias", torch.nn.Parameter(torch.zeros(4, 9)))
+    groups = tiny_ijepa(encoder).configure_optimizers().param_groups
+    assert [g["decay"] for g in groups for p in g["params"] if p is encoder.relative_position_bias] == [False]
+
+
+def test_the_groups_are_in_the_official_order(tiny_ijepa: IJEPAFactory) -> None:
+    module = tiny_ijepa()
+    groups = module.configure_optimizers().param_groups
+    names = {id(p): name.split(".")[0] for name, p in module.named_parameters()}
+    order = [({names[id(p)] for p in group["params"]}, group["decay"]) for group in groups]
+    assert order == [({"encoder"}, True), ({"predictor"}, True), ({"encoder"}, False), ({"predictor"}, False)]
+
+
+def test_the_betas_reach_the_optimizer(tiny_ijepa: IJEPAFactory) -> None:
+    optimizer = tiny_ijepa(betas=(0.8, 0.95)).configure_optimizers()
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.8, 0.95)}
+
+
+# ---------------------------------------------------------------------- the steps
+
+
+def test_losses_are_logged_for_training_and_validation(
+    tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory, quiet_trainer: TrainerFactory
+) -> None:
+    module, batch = tiny_ijepa(), tiny_batch()
+    trainer = quiet_trainer(max_steps=1)
+    trainer.fit(module, loader([batch]), loader([batch]))
+    logged = trainer.callback_metrics
+    assert {"train/loss", "train/explained_variance", "val/loss", "schedule/lr"} <= set(logged)
+    assert logged["val/loss"].item() == pytest.approx(module.losses(batch)["loss"].item(), abs=1e-6)
+
+
+def test_encoding_is_the_target_encoder_without_gradient(tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory) -> None:
+    module, batch = tiny_ijepa(), tiny_batch()
+    torch.nn.init.zeros_(module.encoder.norm.weight)  # so that the two encoders differ
+    tokens = module.encode(batch.inputs)
+    assert not tokens.requires_grad
+    assert torch.equal(tokens, module.target_encoder(batch.inputs))
+    assert torch.equal(module.predict_step(batch, 0), tokens.mean(dim=1))
+
+
+def test_the_frozen_encoder_stays_what_it_was(tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory) -> None:
+    module, batch = tiny_ijepa(), tiny_batch()
+    kept, before = module.frozen_encoder(), module.encode(batch.inputs)
+    torch.nn.init.zeros_(module.target_encoder.norm.weight)
+    assert torch.equal(kept(batch.inputs), before)
+    assert not any(p.requires_grad for p in kept.parameters())
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
+    tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory, quiet_trainer: TrainerFactory, tmp_path: Any
+) -> None:
+    class SaveInTheMiddle(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == 0:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    batches = [tiny_batch() for _ in range(2)]
+    build = partial(tiny_ijepa, lr=Cosine(1e-3, 1e-5), momentum=Linear(0.5, 1.0))
+    whole, resumed = build(), build()
+    quiet_trainer(max_epochs=2, callbacks=[SaveInTheMiddle()]).fit(whole, loader(batches))
+    quiet_trainer(max_epochs=2).fit(resumed, loader(batches), ckpt_path=tmp_path / "middle.ckpt", weights_only=True)
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], tensor, rtol=0, atol=1e-7)

@@ -1,0 +1,88 @@
+"""Every shipped configuration builds, and every one on the embedded data runs, stops, resumes and validates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import jepa_lightning as jl
+from jepa_lightning.checkpoint import build
+from jepa_lightning.cli import main
+from jepa_lightning.data import JEPADataModule
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+ALL = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+EMBEDDED = [name for name in ALL if "/" not in name]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_config_is_complete_and_says_what_it_is(name: str) -> None:
+    text = (CONFIGS / name).read_text()
+    head = [line for line in text.splitlines() if line.startswith("#")]
+    assert f"jepa fit --config {name}" in "\n".join(head)
+    assert "arXiv" in head[0]
+    assert any(line.startswith("# Expected:") for line in head)
+    assert any(line.startswith("# Hardware:") for line in head)
+    assert {"seed_everything", "model", "data", "trainer"} <= set(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_config_builds_its_module(name: str) -> None:
+    config = yaml.safe_load((CONFIGS / name).read_text())
+    with torch.device("meta"):  # the largest has a billion parameters
+        module = build(config["model"])
+    assert isinstance(module, jl.JEPA)
+    assert all(p.is_meta for p in module.parameters())
+
+
+def test_every_method_has_a_config() -> None:
+    used = {yaml.safe_load((CONFIGS / name).read_text())["model"]["class_path"] for name in EMBEDDED}
+    assert {method.__name__ for method in jl.JEPA.__subclasses__() if method.__module__.startswith("jepa_")} <= used
+
+
+def test_the_published_recipes_have_the_published_values() -> None:
+    rows = {  # reference: the official configurations and appendix A.1
+        "ijepa_in1k_vith14": (224, 14, 1280, 32, 12, 40, 128, 300, 2),
+        "ijepa_in1k_vith16_448": (448, 16, 1280, 32, 12, 40, 16, 300, 16),
+        "ijepa_in22k_vith14": (224, 14, 1280, 32, 12, 3, 32, 66, 8),
+        "ijepa_in22k_vitg16": (224, 16, 1408, 40, 16, 3, 16, 44, 16),
+        "ijepa_in1k_vitb16": (224, 16, 768, 12, 6, 15, 128, 600, 2),
+        "ijepa_in1k_vitl16": (224, 16, 1024, 24, 12, 15, 128, 600, 2),
+    }
+    for name, expected in rows.items():
+        config = yaml.safe_load((CONFIGS / "papers" / f"{name}.yaml").read_text())
+        model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
+        encoder, predictor = model["encoder"]["init_args"], model["predictor"]["init_args"]
+        assert expected == (
+            encoder["img_size"], encoder["patch_size"], encoder["embed_dim"], encoder["depth"], predictor["depth"],
+            model["lr"]["init_args"]["warmup_epochs"], data["batch_size"], trainer["max_epochs"], trainer["num_nodes"],
+        )  # fmt: skip
+        assert data["batch_size"] * trainer["devices"] * trainer["num_nodes"] == 2048
+        assert predictor["embed_dim"] == 384
+
+
+def test_the_giant_has_the_published_number_of_parameters() -> None:
+    config = yaml.safe_load((CONFIGS / "papers/ijepa_in22k_vitg16.yaml").read_text())
+    with torch.device("meta"):
+        module = build(config["model"])
+    assert sum(p.numel() for p in module.encoder.parameters()) == 1_011_092_608
+    assert sum(p.numel() for p in module.get_submodule("predictor").parameters()) == 29_475_712
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_a_config_runs_stops_resumes_validates_and_loads(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = [f"--config={name}", "--trainer.max_epochs=2", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=1",
+           "--data.batch_size=8", "--probe.max_train=64", "--probe.max_held_out=64", "--data.num_workers=0"]  # fmt: skip
+    main(["fit", *few, "--trainer.max_steps=4"])
+    main(["fit", *few, "--ckpt_path=last.ckpt"])
+    main(["validate", *few, "--ckpt_path=last.ckpt"])
+    checkpoints = sorted(Path("runs").rglob("last.ckpt"))
+    assert torch.load(checkpoints[-1], weights_only=True)["global_step"] == 6
+    assert isinstance(jl.load(checkpoints[-1]), jl.JEPA)
+    assert JEPADataModule.__subclasses__()
