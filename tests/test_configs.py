@@ -77,8 +77,16 @@ def test_a_config_runs_stops_resumes_validates_and_loads(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    few = [f"--config={name}", "--trainer.max_epochs=2", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=1",
-           "--data.batch_size=8", "--probe.max_train=64", "--probe.max_held_out=64", "--data.num_workers=0"]  # fmt: skip
+    few = [
+        f"--config={name}",
+        "--trainer.max_epochs=2",
+        "--trainer.limit_train_batches=3",
+        "--trainer.limit_val_batches=1",
+        "--data.batch_size=8",
+        "--data.num_workers=0",
+        "--probe.max_train=64",
+        "--probe.max_held_out=64",
+    ]
     main(["fit", *few, "--trainer.max_steps=4"])
     main(["fit", *few, "--ckpt_path=last.ckpt"])
     main(["validate", *few, "--ckpt_path=last.ckpt"])

@@ -69,7 +69,7 @@ def _read(path: Path) -> dict[str, dict[str, Tensor]]:
         raise ValueError(f"{path} is not a PyTorch checkpoint that can be read safely: {reason}") from error
     missing = [name for name in NETWORKS if not isinstance(content, dict) or not isinstance(content.get(name), dict)]
     if missing:
-        raise ValueError(f"{path} is no I-JEPA checkpoint in Meta's layout: it has no state dict {', '.join(missing)}")
+        raise ValueError(f"{path} is no I-JEPA checkpoint in Meta's layout: it has no {', '.join(missing)}")
     return {name: content[name] for name in NETWORKS}
 
 
