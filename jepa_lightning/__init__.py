@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# OpenMP threads that wait spin by default. On a machine whose cores are also used by loader workers or by anything else,
+# OpenMP threads that wait spin by default. On a machine whose cores are also used by loader workers or anything else,
 # that made a training step up to ten times slower (measured on 2 cores). Read when torch is loaded, so set before.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,27 @@ def load(path: str | Path) -> JEPA:
             f"{path} holds no configuration (it was not made by `jepa fit`): build the module yourself and call "
             "load_state_dict(torch.load(path, weights_only=True)['state_dict'])"
         )
-    module = build(yaml.safe_load(content[CONFIG_KEY])["model"])
+    config = yaml.safe_load(content[CONFIG_KEY])["model"]
+    _refuse_unknown_packages(Path(path), config)
+    module = build(config)
     try:
         module.load_state_dict(content["state_dict"])
     except RuntimeError as error:
         raise ValueError(f"the tensors of {path} do not fit its configuration: {error}") from error
     return module.eval()
+
+
+def _refuse_unknown_packages(path: Path, config: Any) -> None:
+    """A file must not decide what is imported: importing runs code."""
+    if isinstance(config, dict):
+        package = str(config.get("class_path", __package__)).split(".")[0]
+        if package not in sys.modules:
+            raise ValueError(
+                f"{path} names the class {config['class_path']}, whose package is not imported: "
+                f"`import {package}` first if you trust the file"
+            )
+        for value in config.values():
+            _refuse_unknown_packages(path, value)
 
 
 def build(config: dict[str, Any]) -> JEPA:
