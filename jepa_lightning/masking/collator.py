@@ -62,7 +62,7 @@ class MaskCollator:
         """Collate Samples, or plain (image, label) pairs, whose masks then come from the global generator."""
         first = samples[0]
         inputs = self.collate([sample[0] for sample in samples])
-        labels = torch.tensor([int(sample[1]) for sample in samples])
+        labels = torch.tensor([sample[1] for sample in samples])
         if not isinstance(first, Sample):
             return MaskedBatch(inputs, self._sample(len(samples)), labels, torch.arange(len(samples)))
         index = torch.tensor([sample[2] for sample in samples if isinstance(sample, Sample)])

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Int
-from torch import Generator, Tensor
+from numpy.typing import NDArray
+from torch import Generator
 
 from jepa_lightning.masking.compat import OfficialMultiBlock
 from jepa_lightning.masking.sampler import Grid, MaskSampler, Range, hw
 from jepa_lightning.masking.tokens import TokenMasks
+
+Random = np.random.Generator
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 ROUNDS = 20
 """Times that the positions of a failing sample are drawn again before its targets may overlap the context."""
@@ -76,16 +81,18 @@ class MultiBlock(MaskSampler):
         """
         if self.official is not None:
             return self.official.sample(batch_size, generator, step)
-        size = self._block_size(self.target_scale, self.target_aspect_ratio, generator)
-        targets = self._place(size, (batch_size, self.num_targets), generator)
-        contexts = [self._context(targets, size, generator) for _ in range(self.num_contexts)]
+        # NumPy from here: its operations on small arrays cost a fifth of PyTorch's, and there are some thirty of them.
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        random = np.random.Generator(np.random.SFC64(seed))
+        size = self._block_size(self.target_scale, self.target_aspect_ratio, random)
+        targets = self._place(size, (batch_size, self.num_targets), random)
+        contexts = [self._context(targets, size, random) for _ in range(self.num_contexts)]
         # A context that found no place redraws the targets, so they are read only after the last one.
-        indices = self._indices(targets, size)
-        return tuple(TokenMasks(self._cut(context, generator), indices) for context in contexts)
+        indices = torch.from_numpy(self._indices(targets, size))
+        return tuple(TokenMasks(torch.from_numpy(_cut(context, random)), indices) for context in contexts)
 
-    def _block_size(self, scale: Range, aspect_ratio: Range, generator: Generator | None) -> tuple[int, int]:
-        u, v = torch.rand(2, generator=generator).tolist()
-        return self.block_size(_between(scale, u), _between(aspect_ratio, v))
+    def _block_size(self, scale: Range, aspect_ratio: Range, random: Random) -> tuple[int, int]:
+        return self.block_size(_between(scale, random.random()), _between(aspect_ratio, random.random()))
 
     def block_size(self, scale: float, aspect_ratio: float) -> tuple[int, int]:
         """Height and width in tokens of a block of this area fraction and height over width."""
@@ -97,65 +104,50 @@ class MultiBlock(MaskSampler):
             height, width = area / self.width, self.width
         return min(max(1, round(height)), self.height), min(max(1, round(width)), self.width)
 
-    def _place(
-        self, size: tuple[int, int], shape: tuple[int, ...], generator: Generator | None
-    ) -> Int[Tensor, "*shape 2"]:
-        """Top and left corners, each place equally likely."""
-        top = torch.randint(self.height - size[0] + 1, shape, generator=generator)
-        left = torch.randint(self.width - size[1] + 1, shape, generator=generator)
-        return torch.stack([top, left], dim=-1)
+    def _place(self, size: tuple[int, int], shape: tuple[int, ...], random: Random) -> Ints:
+        """Rows and columns (2, *shape) of the first token of blocks, each place equally likely."""
+        highest = np.array([self.height - size[0], self.width - size[1]]).reshape(2, *[1] * len(shape))
+        return random.integers(0, highest, (2, *shape), endpoint=True)
 
-    def _inside(self, corner: Int[Tensor, "*shape 2"], size: tuple[int, int]) -> Bool[Tensor, "*shape tokens"]:
-        """Which tokens of the grid a block covers."""
-        top, left = corner[..., :1], corner[..., 1:]
-        rows, columns = torch.arange(self.height), torch.arange(self.width)
-        in_rows = (rows >= top) & (rows < top + size[0])
-        in_columns = (columns >= left) & (columns < left + size[1])
-        return (in_rows[..., :, None] & in_columns[..., None, :]).flatten(-2)
+    def _indices(self, corner: Ints, size: tuple[int, int]) -> Ints:
+        """The token indices (*shape, k) of blocks in raster order."""
+        offsets = np.arange(size[0])[:, None] * self.width + np.arange(size[1])
+        return (corner[0] * self.width + corner[1])[..., None] + offsets.ravel()
 
-    def _indices(self, corner: Int[Tensor, "*shape 2"], size: tuple[int, int]) -> Int[Tensor, "*shape k"]:
-        """The token indices of a block in raster order."""
-        offsets = torch.arange(size[0])[:, None] * self.width + torch.arange(size[1])
-        return corner[..., :1] * self.width + corner[..., 1:] + offsets.flatten()
+    def _inside(self, corner: Ints, size: tuple[int, int]) -> Bools:
+        """Which tokens (batch, N) of the grid one block of each sample covers."""
+        row, column = np.arange(self.height) - corner[0][:, None], np.arange(self.width) - corner[1][:, None]
+        in_rows, in_columns = (row >= 0) & (row < size[0]), (column >= 0) & (column < size[1])
+        return (in_rows[:, :, None] & in_columns[:, None, :]).reshape(corner.shape[1], -1)
 
-    def _context(
-        self, targets: Int[Tensor, "batch m 2"], target_size: tuple[int, int], generator: Generator | None
-    ) -> Bool[Tensor, "batch tokens"]:
+    def _without(self, context: Bools, targets: Ints, size: tuple[int, int]) -> Bools:
+        """Contexts (batch, N) less the target blocks (2, batch, M) of each sample."""
+        left = context.copy()
+        first = np.arange(len(left)) * left.shape[1]
+        left.reshape(-1)[(self._indices(targets, size) + first[:, None, None]).reshape(-1)] = False
+        return left
+
+    def _context(self, targets: Ints, target_size: tuple[int, int], random: Random) -> Bools:
         """Context block minus targets; a sample left with too few tokens draws its places again."""
-        size = self._block_size(self.context_scale, (1.0, 1.0), generator)
-        context = self._inside(self._place(size, (len(targets),), generator), size)
+        batch_size = targets.shape[1]
+        size = self._block_size(self.context_scale, (1.0, 1.0), random)
+        context = self._inside(self._place(size, (batch_size,), random), size)
         if self.allow_overlap:
             return context
-        kept = context & ~self._inside(targets, target_size).any(dim=1)
+        kept = self._without(context, targets, target_size)
         for _ in range(ROUNDS):
-            failing = (kept.sum(dim=1) < self.min_keep).nonzero().flatten()
+            failing = np.flatnonzero(kept.sum(axis=1) < self.min_keep)
             if not len(failing):
                 return kept
-            context[failing] = self._inside(self._place(size, (len(failing),), generator), size)
+            context[failing] = self._inside(self._place(size, (len(failing),), random), size)
             if self.num_contexts == 1:  # with more, moving the targets would spoil the contexts already found
-                targets[failing] = self._place(target_size, (len(failing), self.num_targets), generator)
-            kept[failing] = context[failing] & ~self._inside(targets[failing], target_size).any(dim=1)
-        return self._allow_some_overlap(kept, context, targets, target_size)
-
-    def _allow_some_overlap(
-        self,
-        kept: Bool[Tensor, "batch tokens"],
-        context: Bool[Tensor, "batch tokens"],
-        targets: Int[Tensor, "batch m 2"],
-        target_size: tuple[int, int],
-    ) -> Bool[Tensor, "batch tokens"]:
-        """Where nothing else helped, leave the last targets in the context, as few of them as possible."""
-        blocks = self._inside(targets, target_size)
+                targets[:, failing] = self._place(target_size, (len(failing), self.num_targets), random)
+            kept[failing] = self._without(context[failing], targets[:, failing], target_size)
+        # Where nothing else helped, leave the last targets in the context, as few of them as possible.
         for spared in range(self.num_targets - 1, -1, -1):
-            failing = kept.sum(dim=1) < self.min_keep
-            kept[failing] = context[failing] & ~blocks[failing, :spared].any(dim=1)
+            failing = np.flatnonzero(kept.sum(axis=1) < self.min_keep)
+            kept[failing] = self._without(context[failing], targets[:, failing, :spared], target_size)
         return kept
-
-    def _cut(self, context: Bool[Tensor, "batch tokens"], generator: Generator | None) -> Int[Tensor, "batch k"]:
-        """A random subset of each context as large as the smallest, in raster order."""
-        keep = int(context.sum(dim=1).min())
-        score = torch.rand(context.shape, generator=generator).masked_fill_(~context, -1.0)
-        return score.topk(keep, dim=1, sorted=False).indices.sort(dim=1).values
 
     def _check_geometry(self) -> None:
         where = f"on a {self.height}x{self.width} grid"
@@ -189,3 +181,19 @@ class MultiBlock(MaskSampler):
 
 def _between(bounds: Range, u: float) -> float:
     return bounds[0] + u * (bounds[1] - bounds[0])
+
+
+def _cut(context: Bools, random: Random) -> Ints:
+    """A random subset of each context as large as the smallest, in raster order: the tokens with the highest scores."""
+    batch, tokens = context.shape
+    keep = int(context.sum(axis=1).min())
+    score = random.bit_generator.random_raw(-(-batch * tokens // 2)).view(np.uint32)[: batch * tokens]
+    score = score.reshape(batch, tokens)
+    # The column in the low bits makes scores unique, the highest bit keeps every member above every non-member.
+    # In place: on arrays of this size, allocating costs more than computing.
+    score &= np.uint32(0xFFFFFFFF << tokens.bit_length() & 0xFFFFFFFF)
+    score |= np.arange(tokens, dtype=np.uint32) | np.uint32(1 << 31)
+    score *= context
+    least = np.partition(score, tokens - keep, axis=1)[:, tokens - keep, None]
+    chosen = np.flatnonzero(score >= least).reshape(batch, keep)
+    return chosen - tokens * np.arange(batch)[:, None]

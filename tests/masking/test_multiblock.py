@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Generator, Tensor
@@ -204,17 +205,19 @@ def test_contexts_are_cut_to_the_smallest_of_the_batch_by_a_uniform_choice() -> 
 def test_masks_equal_a_naive_computation_for_each_sample_from_the_same_random_numbers() -> None:
     height, width, batch_size = 14, 18, 8
     (masks,) = MultiBlock((height, width), context_scale=(0.5, 0.6)).sample(batch_size, generator(3))
-    random = generator(3)
+    seed = int(torch.randint(2**62, (1,), generator=generator(3)))
+    random = np.random.Generator(np.random.SFC64(seed))
 
     def size(scale: tuple[float, float], ratio: tuple[float, float]) -> tuple[int, int]:
-        u, v = torch.rand(2, generator=random).tolist()
+        u, v = random.random(), random.random()
         area = height * width * (scale[0] + u * (scale[1] - scale[0]))
         aspect = ratio[0] + v * (ratio[1] - ratio[0])
         return round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
 
     def corners(block: tuple[int, int], count: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        top = torch.randint(0, height - block[0] + 1, count, generator=random)
-        return top, torch.randint(0, width - block[1] + 1, count, generator=random)
+        highest = np.array([height - block[0], width - block[1]]).reshape(2, *[1] * len(count))
+        top, left = torch.from_numpy(random.integers(0, highest, (2, *count), endpoint=True))
+        return top, left
 
     target = size((0.15, 0.2), (0.75, 1.5))
     top, left = corners(target, (batch_size, 4))
@@ -236,7 +239,7 @@ def test_area_and_aspect_ratio_of_the_targets_stay_in_their_ranges_and_are_indep
     area = torch.tensor([h * w / 64**2 for h, w in drawn])
     ratio = torch.tensor([h / w for h, w in drawn])
     assert 0.145 < area.min() < 0.155
-    assert 0.195 < area.max() < 0.205
+    assert 0.195 < area.max() < 0.207
     assert 0.72 < ratio.min() < 0.79
     assert 1.45 < ratio.max() < 1.55
     assert torch.corrcoef(torch.stack([area, ratio]))[0, 1].abs() < 0.2
@@ -280,12 +283,12 @@ def test_two_contexts_make_two_families_with_the_same_targets(compat: bool) -> N
 
 
 def test_a_second_context_that_is_drawn_again_does_not_move_the_targets_of_the_first() -> None:
-    sampler = MultiBlock(14, context_scale=(0.3, 0.35), num_contexts=2, min_keep=15)
-    for seed in range(10):  # a first draw leaves fewer than 15 tokens in one of three contexts or so
+    sampler = MultiBlock(14, context_scale=(0.3, 0.35), num_contexts=2, min_keep=12)
+    for seed in range(10):  # a first draw leaves fewer than 12 tokens in some contexts
         families = sampler.sample(32, generator(seed))
         assert torch.equal(families[0].targets, families[1].targets)
         for masks in families:
-            assert masks.context.shape[1] >= 15
+            assert masks.context.shape[1] >= 12
             assert not overlapping(masks)
 
 
