@@ -3,8 +3,8 @@
 The work is the published ViT-H/14 recipe: 224x224 pixels in patches of 14, one context (85 to 100 % of the picture)
 and four targets (15 to 20 %, aspect ratio 0.75 to 1.5), batch 128. Each row is a whole collate function, called on a
 list of samples as a DataLoader would. A number stands in place of each image, so that stacking images, which every row
-would do alike, is left out. One thread, as in a DataLoader's worker. The rows take turns in every round, ten batches each, so
-that whatever else the machine does hits all of them alike.
+would do alike, is left out. One thread, as in a DataLoader's worker. The rows take turns in every round, ten batches
+each, so that whatever else the machine does hits all of them alike.
 
     python benchmarks/masking.py [--rounds 100] [--batch-size 128]
 """

@@ -140,7 +140,9 @@ class JEPADataModule(LightningDataModule):
             return []
         if len(dataset) == 0:  # type: ignore[arg-type]
             return []
-        return DataLoader(dataset, shuffle=False, **self._loader_options(self.sampler()))
+        # Always the same order, but not by class: the first batches of a split stand for the whole.
+        order = torch.randperm(len(dataset), generator=seeded("order", split, self.seed)).tolist()  # type: ignore[arg-type]
+        return DataLoader(Subset(dataset, order), shuffle=False, **self._loader_options(self.sampler()))
 
     def _loader_options(self, masks: MaskSampler | None) -> dict[str, Any]:
         return {
