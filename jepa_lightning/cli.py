@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,14 @@ OBSERVERS = {
 }
 """Always there, each configured under its name: `--probe.k 10`."""
 
+
+MEANT = (
+    r"Found \d+ module\(s\) in eval mode",  # the target encoder
+    "`weights_only` was not set",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6 on torch 2.15
+    "The '.*dataloader' does not have many workers",
+)
+"""Warnings of Lightning that would worry a person for nothing."""
 
 DESCRIPTIONS = {
     name: {"description": text, "usage": f"jepa {name} --config NAME_OR_FILE [--option VALUE ...]"}
@@ -98,6 +107,8 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Arguments; those of the process if None.
     """
+    for message in MEANT:
+        warnings.filterwarnings("ignore", message=message)
     given, sys.argv = sys.argv, [sys.argv[0], *(sys.argv[1:] if args is None else args)]
     try:
         sys.argv[1:] = with_shipped_configs(sys.argv[1:])
