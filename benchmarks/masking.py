@@ -6,7 +6,7 @@ list of samples as a DataLoader would. A number stands in place of each image, s
 would do alike, is left out. One thread, as in a DataLoader's worker. The rows take turns in every round, ten batches
 each, so that whatever else the machine does hits all of them alike.
 
-    python benchmarks/masking.py [--rounds 100] [--batch-size 128]
+    python benchmarks/masking.py [--rounds 30] [--batch-size 128]
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def context_tokens(batch: Any) -> int:
     return batch.masks[0].context.shape[1] if hasattr(batch, "masks") else batch[1][0].shape[1]
 
 
-def measure(rows: dict[str, Row], rounds: int, warm_up: int = 10) -> dict[str, list[tuple[float, int]]]:
+def measure(rows: dict[str, Row], rounds: int, warm_up: int = 2) -> dict[str, list[tuple[float, int]]]:
     """Seconds and context tokens of each round after the first ones, which are slower."""
     measured: dict[str, list[tuple[float, int]]] = {name: [] for name in rows}
     for step in trange(warm_up + rounds, desc="rounds", file=sys.stderr, leave=False, delay=2):
@@ -106,7 +106,7 @@ def report(measured: dict[str, list[tuple[float, int]]], batch_size: int) -> str
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=100, help="batches of each row (100)")
+    parser.add_argument("--rounds", type=int, default=30, help="turns of each row, ten batches each (30)")
     parser.add_argument("--batch-size", type=int, default=128, help="images in a batch (128)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

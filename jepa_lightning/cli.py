@@ -15,19 +15,13 @@ from jsonargparse import lazy_instance  # type: ignore[attr-defined]  # not in i
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 
 from jepa_lightning import __version__, callbacks, checkpoint
 from jepa_lightning.data import JEPADataModule
 from jepa_lightning.finding import find_checkpoint, with_shipped_configs
 from jepa_lightning.messages import JepaParser, condense
 from jepa_lightning.methods import JEPA
-
-if "fsdp2" not in StrategyRegistry:
-    # One file in place of a folder of shards, so that `jepa_lightning.load` and any number of devices can read it.
-    StrategyRegistry.register(
-        "fsdp2", ModelParallelStrategy, "FSDP2", tensor_parallel_size=1, save_distributed_checkpoint=False
-    )
+from jepa_lightning.strategies import FSDP2Strategy as FSDP2Strategy  # registers --trainer.strategy fsdp2
 
 OBSERVERS = {
     "checkpoints": callbacks.Checkpoints,
@@ -72,6 +66,8 @@ class JepaCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         if config.get("ckpt_path"):
             config.ckpt_path = find_checkpoint(config.ckpt_path, config.trainer.default_root_dir)
+            if config.weights_only is None:  # Lightning would unpickle anything
+                config.weights_only = True
 
     def before_instantiate_classes(self) -> None:
         """Pick the precision that suits the machine, unless one was asked for."""

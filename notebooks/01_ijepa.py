@@ -107,11 +107,11 @@ for token in range(64):
 
 # %%
 encoder = jl.VisionTransformer(
-    img_size=64, patch_size=8, embed_dim=128, depth=4, num_heads=4, init_std=None, patch_init_std=0.12
+    img_size=64, patch_size=8, embed_dim=96, depth=4, num_heads=3, init_std=None, patch_init_std=0.12
 )
 patches = F.unfold(images, kernel_size=8, stride=8).transpose(1, 2)  # (B, 64, 192)
 weight, bias = encoder.patch_embed.proj.weight, encoder.patch_embed.proj.bias
-tokens = patches @ weight.flatten(1).T + bias  # (B, 64, 128)
+tokens = patches @ weight.flatten(1).T + bias  # (B, 64, 96)
 torch.testing.assert_close(tokens, encoder.patch_embed(images), atol=1e-4, rtol=1e-4)
 tokens.shape, encoder.grid
 
@@ -123,7 +123,7 @@ tokens.shape, encoder.grid
 # not, and row and column are told apart.
 
 # %%
-position = F.normalize(encoder.pos_embed[0], dim=1)  # (64, 128)
+position = F.normalize(encoder.pos_embed[0], dim=1)  # (64, 96)
 chosen = [0, 27, 47]
 _ = show([[(position @ position[t]).view(8, 8) for t in chosen]], [f"similarity to {t}" for t in chosen], size=2)
 
@@ -218,7 +218,7 @@ targets.shape
 # two questions apart is *where*. Each block is a sequence of its own, so the targets do not see each other.
 
 # %%
-predictor = jl.Predictor(encoder, embed_dim=64, depth=2, init_std=None)
+predictor = jl.Predictor(encoder, embed_dim=48, depth=2, init_std=None)
 predicted = predictor(context, masks.context, masks.targets)  # (B, M, Nt, D)
 predicted.shape
 
@@ -226,13 +226,13 @@ predicted.shape
 # Written out for the first target block of the first picture:
 
 # %%
-position = predictor.predictor_pos_embed[0]  # (64, 64): a table of its own, as narrow as the predictor
-given = predictor.predictor_embed(context[0]) + position[masks.context[0]]  # (Nc, 64)
-asked = predictor.mask_token[0] + position[masks.targets[0, 0]]  # (Nt, 64)
+position = predictor.predictor_pos_embed[0]  # (64, 48): a table of its own, as narrow as the predictor
+given = predictor.predictor_embed(context[0]) + position[masks.context[0]]  # (Nc, 48)
+asked = predictor.mask_token[0] + position[masks.targets[0, 0]]  # (Nt, 48)
 x = torch.cat([given, asked]).unsqueeze(0)
 for block in predictor.predictor_blocks:
     x = block(x)
-x = predictor.predictor_proj(predictor.predictor_norm(x[:, -len(asked) :]))  # back to D = 128
+x = predictor.predictor_proj(predictor.predictor_norm(x[:, -len(asked) :]))  # back to D = 96
 torch.testing.assert_close(x[0], predicted[0, 0])
 
 # %% [markdown]
@@ -345,7 +345,7 @@ def curves(history):
         axis.set(xlabel="step", title=title)
         axis.grid(alpha=0.3)
     axes[1].axhline(0, color="grey", linestyle="--", linewidth=1)
-    axes[1].text(len(history), -0.01, "always answering the average", color="grey", fontsize=8, ha="right", va="top")
+    axes[1].text(0, 0.01, "always answering the average", color="grey", fontsize=8, va="bottom")
     axes[1].set_ylim(bottom=-0.2)
 
 
@@ -364,12 +364,13 @@ curves(history)
 # jepa fit --config ijepa.yaml
 # ```
 #
-# trains for 15 epochs, which takes some minutes on a laptop. Here we ask for 60 steps of 32 pictures as
+# trains for a few epochs, which takes some minutes on a laptop. Here we ask for 60 steps of 32 pictures as
 # before, and for values that suit so short a run: each `--name=value` overrides what the YAML says. `main([...])` is the
 # same command from Python.
 
 # %%
-runs = Path(tempfile.mkdtemp(prefix="ijepa_"))
+temporary = tempfile.TemporaryDirectory(prefix="ijepa_")  # removed when the notebook is closed
+runs = Path(temporary.name)
 overrides = {
     "trainer.max_epochs": 1,
     "trainer.limit_train_batches": STEPS,
@@ -414,7 +415,7 @@ trained.encode(images).shape  # the target encoder, without gradient: the networ
 # ## 10. What the encoder sees
 #
 # We have three encoders: untrained, after our loop, and after `jepa fit`. Each makes
-# 64 tokens of 128 numbers from a validation picture. To look at them, take all tokens of all pictures together, find
+# 64 tokens of 96 numbers from a validation picture. To look at them, take all tokens of all pictures together, find
 # their three **principal components**, and show these as red, green and blue. Two patches of similar colour have similar
 # features; the colours themselves mean nothing, and cannot be compared between rows.
 
@@ -450,7 +451,7 @@ for position, axis in enumerate(axes.flat):
 with torch.no_grad():
     many = data.normalize(torch.stack([pil_to_tensor(scenes.image(i)) for i in range(0, 1000, 4)]))
     for name, net in encoders.items():
-        features = net(many)  # (250, 64, 128)
+        features = net(many)  # (250, 64, 96)
         total = features.flatten(0, 1).var(dim=0, correction=0).sum()
         shared = features.mean(dim=1).var(dim=0, correction=0).sum() / total
         placed = features.mean(dim=0).var(dim=0, correction=0).sum() / total
@@ -461,8 +462,7 @@ with torch.no_grad():
 # %% [markdown]
 # The share that is common to a picture has grown. It is the first thing that pays: to guess a hidden patch, the best
 # single hint is what *kind of scene* this is, sky or flower or roof. A network that puts the scene into every token
-# predicts well and is predicted well. What the digit is comes later, since it needs finer cues from a small part of the
-# picture. The frozen-encoder probes, which `jepa fit` runs before and after training, say the same without pictures:
+# predicts well and is predicted well. What the digit is would need finer cues, from a small part of the picture. The frozen-encoder probes, which `jepa fit` runs before and after training, say the same without pictures:
 
 # %%
 for name, scores in json.loads((folder / "validation.json").read_text())["scores"].items():

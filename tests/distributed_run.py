@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningDataModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader, Dataset
 
 from jepa_lightning.data import Folder, ImageDataModule
@@ -17,6 +16,7 @@ from jepa_lightning.masking import MaskedBatch, MultiBlock, TokenMasks
 from jepa_lightning.methods import IJEPA
 from jepa_lightning.models import Predictor, VisionTransformer
 from jepa_lightning.schedules import Constant, Linear
+from jepa_lightning.strategies import FSDP2Strategy
 
 BATCH, STEPS = 8, 3
 
@@ -70,9 +70,7 @@ class Record(Callback):
 
 def main(devices: int, strategy: str, out: str, images: str) -> None:
     record, model = Record(), module()
-    chosen = (
-        ModelParallelStrategy(data_parallel_size=devices, tensor_parallel_size=1) if strategy == "fsdp2" else strategy
-    )
+    chosen = FSDP2Strategy() if strategy == "fsdp2" else strategy
     trainer = Trainer(
         accelerator="cpu", devices=devices, strategy=chosen, max_epochs=1, logger=False, callbacks=[record],
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
