@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -39,6 +40,7 @@ MEANT = (
     "`weights_only` was not set",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6 on torch 2.15
     "The '.*dataloader' does not have many workers",
+    "FSDP2-wrapped module .* returned a view tensor",  # which nothing changes in place
 )
 """Warnings of Lightning that would worry a person for nothing."""
 
@@ -103,6 +105,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Arguments; those of the process if None.
     """
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
     for message in MEANT:
         warnings.filterwarnings("ignore", message=message)
     given, sys.argv = sys.argv, [sys.argv[0], *(sys.argv[1:] if args is None else args)]
@@ -130,6 +133,11 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(f"jepa: {type(error).__name__}: {condense(str(error))}")
     finally:
         sys.argv = given
+
+
+def _no_advertisement(record: logging.LogRecord) -> bool:
+    """Lightning recommends cloud products between the lines that a person needs."""
+    return "Tip: " not in record.getMessage()
 
 
 def _says_all(error: Exception) -> bool:

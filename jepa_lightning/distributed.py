@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 
 def world_size() -> int:
@@ -30,6 +33,17 @@ def gather_rows(rows: Tensor) -> Tensor:
     gathered = [torch.empty_like(padded) for _ in lengths]
     dist.all_gather(gathered, padded)
     return torch.cat([part[: int(n)] for part, n in zip(gathered, lengths, strict=True)])
+
+
+def norms_of(tensors: Sequence[Tensor]) -> Tensor:
+    """L2 norm of each tensor, (n,) float32; under FSDP2 of all its shards together, in one collective."""
+    parts = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    norms = torch.stack(torch._foreach_norm(parts)).float()
+    if world_size() > 1 and any(isinstance(tensor, DTensor) for tensor in tensors):
+        squares = norms.square()
+        dist.all_reduce(squares)
+        return squares.sqrt()
+    return norms
 
 
 def shard(module: nn.Module, mesh: DeviceMesh | None) -> nn.Module:

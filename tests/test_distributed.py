@@ -44,3 +44,34 @@ def test_processes_draw_different_samples_and_masks(tmp_path: Path, image_folder
     first, second = run(2, "ddp", tmp_path, image_folder)
     assert not set(first["index"].tolist()) & set(second["index"].tolist())
     assert first["masks"].shape != second["masks"].shape or not torch.equal(first["masks"], second["masks"])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_the_command_line_trains_in_two_processes_and_its_checkpoint_goes_on_in_one(
+    strategy: str, tmp_path: Path, image_folder: Path
+) -> None:
+    arguments = [
+        "fit", "--config=ijepa.yaml", f"--data.root={image_folder}", "--model.encoder.img_size=32",
+        "--model.encoder.embed_dim=32", "--model.encoder.depth=1", "--model.encoder.num_heads=2",
+        "--model.predictor.embed_dim=16", "--model.predictor.depth=1", "--data.masks.min_keep=1",
+        "--data.batch_size=4", "--data.num_workers=0", "--trainer.accelerator=cpu", "--model.lr.warmup_epochs=1",
+    ]  # fmt: skip
+
+    def jepa(*more: str) -> str:
+        command = [sys.executable, "-m", "jepa_lightning", *arguments, *more]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        result = subprocess.run(
+            command, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True, timeout=200
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        return result.stdout
+
+    shown = jepa("--trainer.devices=2", f"--trainer.strategy={strategy}", "--trainer.max_epochs=1")
+    assert shown.count("linear probe top-1") == 1  # one process tells
+    run = tmp_path / "runs" / "ijepa" / "version_0"
+    assert {"validation.json", "train.csv", "train_r1.csv", "checkpoints", "pictures"} <= {p.name for p in run.iterdir()}
+    last = run / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 4  # 34 images, 17 a process, 4 a batch
+    jepa("--trainer.devices=1", "--trainer.max_epochs=2", f"--ckpt_path={last}")
+    again = torch.load(tmp_path / "runs" / "ijepa" / "version_1" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert again["global_step"] == 4 + 8

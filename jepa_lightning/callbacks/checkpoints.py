@@ -74,7 +74,7 @@ class Checkpoints(Checkpoint):
         better = operator.gt if self.mode == "max" else operator.lt
         if self.best is None or better(float(value), self.best):
             self.best = float(value)
-            trainer.save_checkpoint(self.folder / "best.ckpt")
+            trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=False)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after validation.
@@ -98,7 +98,7 @@ class Checkpoints(Checkpoint):
     def save_last(self, trainer: Trainer) -> None:
         """Write `last.ckpt`, all processes together."""
         self._saved_step = trainer.global_step
-        trainer.save_checkpoint(self.last)
+        trainer.save_checkpoint(self.last, weights_only=False)
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far."""

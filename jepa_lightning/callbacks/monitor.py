@@ -12,6 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from jepa_lightning.distributed import norms_of
 from jepa_lightning.masking import MaskedBatch
 
 COLUMNS = (
@@ -40,9 +41,10 @@ class Monitor(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the file; a resumed run has a folder of its own."""
-        if trainer.log_dir is not None and trainer.loggers:
+        folder = trainer.log_dir
+        if folder is not None and trainer.loggers:
             suffix = f"_r{trainer.global_rank}" if trainer.global_rank else ""
-            self._file = Path(trainer.log_dir) / f"train{suffix}.csv"
+            self._file = Path(folder) / f"train{suffix}.csv"
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("w", newline="") as file:
                 csv.writer(file).writerow(COLUMNS)
@@ -59,7 +61,7 @@ class Monitor(Callback):
                 for name, parameter in pl_module.named_parameters()
                 if name.startswith("encoder.") and parameter.grad is not None and parameter.ndim > 1
             ]
-            norms = torch.stack(torch._foreach_norm([grad for _, grad in named]))
+            norms = norms_of([grad for _, grad in named])
             qkv = [i for i, (name, _) in enumerate(named) if "qkv" in name] or [0]
             self._gradients = torch.stack([norms[qkv[0]], norms[qkv[-1]], norms.min(), norms.max()]).float()
 

@@ -39,7 +39,7 @@ class Pictures(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keep the first batch: the same images, with the same masks, every time."""
-        if batch_idx == 0 and dataloader_idx == 0 and trainer.is_global_zero:
+        if batch_idx == 0 and dataloader_idx == 0:
             self._batch = batch
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -50,12 +50,15 @@ class Pictures(Callback):
         last = trainer.max_epochs == trainer.current_epoch + 1
         if trainer.state.fn == "fit" and (trainer.current_epoch + 1) % self.every_n_epochs and not last:
             return
-        picture = self.draw(batch, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+        # Every process takes part, in sharded networks and in Lightning's broadcast of the folder; the first one writes.
+        picture, folder = self.draw(batch, pl_module, trainer.datamodule), trainer.log_dir  # type: ignore[attr-defined]
+        if not trainer.is_global_zero:
+            return
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("masks and features", picture, trainer.global_step)
-        if trainer.log_dir is not None and trainer.loggers:
-            path = Path(trainer.log_dir) / "pictures" / f"step_{trainer.global_step:06d}.png"
+        if folder is not None and trainer.loggers:
+            path = Path(folder) / "pictures" / f"step_{trainer.global_step:06d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             save_image(picture, path)
 

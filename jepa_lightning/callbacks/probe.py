@@ -122,11 +122,12 @@ class Probe(Callback):
             logger.log_metrics({f"{prefix}/{name}": value for name, value in scores.items()}, step=trainer.global_step)
 
     def _show(self, trainer: Trainer, columns: dict[str, Scores], stage: str) -> None:
+        folder = trainer.log_dir  # every process asks, because Lightning broadcasts the answer
         if not any(columns.values()) or not trainer.is_global_zero:
             return
         print(f"\n\n{table(columns)}\n")  # noqa: T201  # the result that was asked for
-        if trainer.log_dir is not None:
-            path = Path(trainer.log_dir) / f"{stage}.json"
+        if folder is not None:
+            path = Path(folder) / f"{stage}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             content = {"checkpoint": str(trainer.ckpt_path or ""), "step": trainer.global_step, "scores": columns}
             path.write_text(json.dumps(content, indent=2) + "\n")
