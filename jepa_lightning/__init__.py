@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jepa_lightning.interop.meta import load_meta as load_meta
     from jepa_lightning.methods import IJEPA as IJEPA
     from jepa_lightning.methods import JEPA as JEPA
+    from jepa_lightning.methods import VJEPA as VJEPA
     from jepa_lightning.models import Predictor as Predictor
     from jepa_lightning.models import VisionTransformer as VisionTransformer
 
@@ -27,6 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _HOME = {
     "IJEPA": "methods",
     "JEPA": "methods",
+    "VJEPA": "methods",
     "Predictor": "models",
     "VisionTransformer": "models",
     "load": "checkpoint",

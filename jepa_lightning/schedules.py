@@ -66,6 +66,33 @@ class WarmupCosine(Schedule):
         return self.final + (self.peak - self.final) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+class WarmupStableDecay(Schedule):
+    """Linear from ``start`` to ``peak``, constant, linear to ``final`` (V-JEPA 2's cool-down, V-JEPA 2-AC).
+
+    Args:
+        start: Value before the first step.
+        peak: Value between warm-up and decay.
+        final: Value of the last step.
+        warmup_epochs: Length of the warm-up in epochs; fractions are fine.
+        decay_epochs: Length of the decay in epochs; null for all that is left after the warm-up.
+    """
+
+    def __init__(
+        self, start: float, peak: float, final: float, warmup_epochs: float = 0.0, decay_epochs: float | None = None
+    ) -> None:
+        self.start, self.peak, self.final = start, peak, final
+        self.warmup_epochs, self.decay_epochs = warmup_epochs, decay_epochs
+
+    def __call__(self, step: int, total_steps: float, steps_per_epoch: int) -> float:
+        """Warm-up while step < warm-up steps, decay in the last steps, held at ``final`` after that."""
+        total, warmup = int(total_steps), int(self.warmup_epochs * steps_per_epoch)
+        if step < warmup:
+            return self.start + step / max(1, warmup) * (self.peak - self.start)
+        decay = total - warmup if self.decay_epochs is None else int(self.decay_epochs * steps_per_epoch)
+        progress = min(1.0, max(0.0, (step - (total - decay)) / max(1, decay)))
+        return self.peak + progress * (self.final - self.peak)
+
+
 class Cosine(Schedule):
     """Half a cosine from ``start`` to ``final`` (the weight decay of I-JEPA: the paper says linear, the code cosine).
 

@@ -69,7 +69,8 @@ def test_the_command_line_trains_in_two_processes_and_its_checkpoint_goes_on_in_
     shown = jepa("--trainer.devices=2", f"--trainer.strategy={strategy}", "--trainer.max_epochs=1")
     assert shown.count("linear probe top-1") == 1  # one process tells
     run = tmp_path / "runs" / "ijepa" / "version_0"
-    assert {"validation.json", "train.csv", "train_r1.csv", "checkpoints", "pictures"} <= {p.name for p in run.iterdir()}
+    left = {path.name for path in run.iterdir()}
+    assert {"validation.json", "train.csv", "train_r1.csv", "checkpoints", "pictures"} <= left
     last = run / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 4  # 34 images, 17 a process, 4 a batch
     jepa("--trainer.devices=1", "--trainer.max_epochs=2", f"--ckpt_path={last}")

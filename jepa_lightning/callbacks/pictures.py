@@ -50,7 +50,7 @@ class Pictures(Callback):
         last = trainer.max_epochs == trainer.current_epoch + 1
         if trainer.state.fn == "fit" and (trainer.current_epoch + 1) % self.every_n_epochs and not last:
             return
-        # Every process takes part, in sharded networks and in Lightning's broadcast of the folder; the first one writes.
+        # Every process takes part (networks may be sharded, Lightning broadcasts the folder); the first one writes.
         picture, folder = self.draw(batch, pl_module, trainer.datamodule), trainer.log_dir  # type: ignore[attr-defined]
         if not trainer.is_global_zero:
             return

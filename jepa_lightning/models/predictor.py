@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from jepa_lightning.models.layers import NORM_EPS, Block, init_weights
-from jepa_lightning.models.positions import Grid, fit_positions, sincos_2d
+from jepa_lightning.models.layers import NORM_EPS, BlockOptions, init_weights, run, stack
+from jepa_lightning.models.positions import Grid
 from jepa_lightning.models.vision_transformer import Encoder
+
+
+@dataclass(frozen=True)
+class TargetNoise:
+    """V-JEPA's "diffusion" variant: noised true targets in place of mask tokens; no released model uses it.
+
+    For each sample one t in 0 .. steps - 1 and x <- sqrt(a_t) layer_norm(x) + sqrt(1 - a_t) noise, where a is the
+    running product of 1 - beta.
+
+    Args:
+        first: beta in the first step.
+        last: beta in the last step.
+        steps: Number of steps.
+    """
+
+    first: float = 0.5
+    last: float = 1.0
+    steps: int = 1000
+
+    def __call__(self, x: Float[Tensor, "batch *tokens dim"]) -> Float[Tensor, "batch *tokens dim"]:
+        """Tokens with noise, the same amount in all tokens of a sample."""
+        kept = (1.0 - torch.linspace(self.first, self.last, self.steps, device=x.device)).cumprod(0)
+        kept = kept[torch.randint(self.steps, (len(x),), device=x.device)].reshape(-1, *[1] * (x.ndim - 1))
+        return kept.sqrt() * F.layer_norm(x, x.shape[-1:]) + (1.0 - kept).sqrt() * torch.randn_like(x)
 
 
 class Predictor(nn.Module):
@@ -18,13 +44,18 @@ class Predictor(nn.Module):
     Each target block is a sequence of its own, [context, mask tokens of the block]: blocks never see each other.
 
     Args:
-        encoder: The encoder whose tokens it reads and predicts; only its sizes are taken.
+        encoder: The encoder whose tokens it reads and predicts; only its sizes and its kind of positions are taken.
         embed_dim: Width of the predictor; narrower than the encoder, which makes it a bottleneck.
         depth: Number of Transformer blocks.
         num_heads: Attention heads; null for as many as the encoder has.
         mlp_ratio: Hidden width of the MLP over ``embed_dim``.
         init_std: Standard deviation of the initial Linear weights; null for Xavier.
         depth_rescale: Divide the output projections of block i by sqrt(2 i) at initialisation.
+        num_mask_tokens: Learned mask tokens, one for each family of masks (V-JEPA: 2); null for one that serves all
+            (I-JEPA).
+        mask_token_std: Standard deviation of the initial mask tokens (V-JEPA: 0).
+        blocks: SwiGLU, drop path, activation checkpointing.
+        target_noise: Predict from noised true targets in place of mask tokens.
     """
 
     def __init__(
@@ -36,19 +67,30 @@ class Predictor(nn.Module):
         mlp_ratio: float = 4.0,
         init_std: float | None = 0.02,
         depth_rescale: bool = False,
+        num_mask_tokens: int | None = None,
+        mask_token_std: float = 0.02,
+        blocks: BlockOptions | None = None,
+        target_noise: TargetNoise | None = None,
     ) -> None:
         super().__init__()
-        self.grid = encoder.grid
+        self.grid, self.positions, self.target_noise = encoder.grid, encoder.positions, target_noise
+        self.num_heads = encoder.num_heads if num_heads is None else num_heads
+        self.options = blocks or BlockOptions()
         self.predictor_embed = nn.Linear(encoder.embed_dim, embed_dim)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
-        self.predictor_pos_embed: Tensor
-        self.register_buffer("predictor_pos_embed", sincos_2d(*self.grid[1:], embed_dim))
-        heads = encoder.num_heads if num_heads is None else num_heads
-        self.predictor_blocks = nn.ModuleList(Block(embed_dim, heads, mlp_ratio) for _ in range(depth))
+        if target_noise is None and num_mask_tokens is None:
+            self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
+        elif target_noise is None:
+            tokens = [nn.Parameter(torch.empty(1, 1, embed_dim)) for _ in range(num_mask_tokens or 0)]
+            self.mask_tokens = nn.ParameterList(tokens)
+        self.predictor_pos_embed: Tensor | None
+        self.register_buffer("predictor_pos_embed", self.positions.table(self.grid, embed_dim))
+        self.predictor_blocks = stack(depth, embed_dim, self.num_heads, mlp_ratio, self.options)
         self.predictor_norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
         self.predictor_proj = nn.Linear(embed_dim, encoder.embed_dim)
         init_weights(self, init_std, depth_rescale)
-        nn.init.normal_(self.mask_token, std=0.02)
+        for name, parameter in self.named_parameters():
+            if name.startswith("mask_token"):
+                nn.init.normal_(parameter, std=mask_token_std)
 
     def forward(
         self,
@@ -57,6 +99,7 @@ class Predictor(nn.Module):
         targets: Int[Tensor, "batch m nt"],
         mask_index: int = 0,
         grid: Grid | None = None,
+        true_targets: Float[Tensor, "batch m nt dim"] | None = None,
     ) -> Float[Tensor, "batch m nt dim"]:
         """Predict the tokens at ``targets`` from those at ``context``.
 
@@ -64,16 +107,32 @@ class Predictor(nn.Module):
             context_tokens: Output of the context encoder.
             context: Where these tokens are in the grid.
             targets: Where to predict, M blocks for each sample.
-            mask_index: Which family of masks this is; I-JEPA has one mask token for all of them.
+            mask_index: Which family of masks this is: its mask token is used, counted round if there are fewer.
             grid: The grid that the indices refer to, if the input had another size than the encoder was built for.
+            true_targets: What is to be predicted; only read with ``target_noise``.
         """
-        positions = fit_positions(self.predictor_pos_embed, self.grid, grid or self.grid)[0]  # (N, Dp)
+        grid = grid or self.grid
         batch, blocks, count = targets.shape
-        shown = self.predictor_embed(context_tokens) + F.embedding(context, positions)  # (B, Nc, Dp)
-        asked = self.mask_token + F.embedding(targets, positions)  # (B, M, Nt, Dp)
+        shown = self.predictor_embed(context_tokens)  # (B, Nc, Dp)
+        asked = self._asked(mask_index, true_targets)
+        if self.predictor_pos_embed is not None:
+            table = self.positions.fit(self.predictor_pos_embed, self.grid, grid)[0]  # (N, Dp)
+            shown, asked = shown + F.embedding(context, table), asked + F.embedding(targets, table)
         shown = shown.unsqueeze(1).expand(-1, blocks, -1, -1)
+        asked = asked.expand(batch, blocks, count, -1)
         x = torch.cat([shown, asked], dim=2).flatten(0, 1)  # (B * M, Nc + Nt, Dp)
-        for block in self.predictor_blocks:
-            x = block(x)
+        index = torch.cat([context.unsqueeze(1).expand(-1, blocks, -1), targets], dim=2).flatten(0, 1)
+        rotation = self.positions.rotation(index, grid, x.shape[-1] // self.num_heads)
+        x, _ = run(self.predictor_blocks, x, rotation, self.options)
         x = self.predictor_proj(self.predictor_norm(x[:, -count:]))
         return x.unflatten(0, (batch, blocks))
+
+    def _asked(self, mask_index: int, true_targets: Tensor | None) -> Tensor:
+        """What stands where tokens are to be predicted, before positions: broadcasts to (B, M, Nt, Dp)."""
+        if self.target_noise is not None:
+            if true_targets is None:
+                raise ValueError("a predictor with target_noise needs true_targets")
+            return self.target_noise(self.predictor_embed(true_targets))
+        if hasattr(self, "mask_token"):
+            return self.mask_token.unsqueeze(0)
+        return self.mask_tokens[mask_index % len(self.mask_tokens)].unsqueeze(0)

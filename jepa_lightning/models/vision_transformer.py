@@ -1,15 +1,18 @@
-"""The Vision Transformer of the JEPA papers: no class token, fixed positions, masking by leaving tokens out."""
+"""The Vision Transformer of the JEPA papers, for images and clips: no class token, masking by leaving tokens out."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from jepa_lightning.masking.tokens import gather_tokens
-from jepa_lightning.models.layers import NORM_EPS, Block, init_weights
-from jepa_lightning.models.positions import Grid, fit_positions, sincos_2d
+from jepa_lightning.models.layers import NORM_EPS, BlockOptions, init_weights, run, stack
+from jepa_lightning.models.positions import Grid, Positions, SinCos2D, SinCos3D
 
 
 class Encoder(nn.Module, ABC):
@@ -20,7 +23,10 @@ class Encoder(nn.Module, ABC):
         num_heads: Attention heads (a predictor takes as many, unless told otherwise).
         img_size: Height and width in pixels that it is built for.
         patch_size: Side of a patch in pixels.
-        grid: Tokens along time, height and width at ``img_size``.
+        grid: Tokens along time, height and width at ``img_size`` and ``num_frames``.
+        num_frames: Frames of a clip that it is built for; 1 for images.
+        tubelet_size: Frames that one token covers.
+        positions: How tokens know where they are; a predictor does the same, unless told otherwise.
     """
 
     embed_dim: int
@@ -28,6 +34,9 @@ class Encoder(nn.Module, ABC):
     img_size: tuple[int, int]
     patch_size: int
     grid: Grid
+    num_frames: int = 1
+    tubelet_size: int = 1
+    positions: Positions = SinCos2D()
 
     @abstractmethod
     def forward(
@@ -45,18 +54,23 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def token_grid(height: int, width: int, patch_size: int) -> Grid:
-    """The grid that an image is cut into.
+def token_grid(height: int, width: int, patch_size: int, frames: int = 1, tubelet_size: int = 1) -> Grid:
+    """The grid that an image or a clip is cut into.
 
     Raises:
-        ValueError: If the patch size does not divide the image.
+        ValueError: If the patch size does not divide the image, or the tubelet size the number of frames.
     """
     if height % patch_size or width % patch_size:
         raise ValueError(
             f"a {height}x{width} image cannot be cut into {patch_size}x{patch_size} patches: "
             f"use a size divisible by patch_size {patch_size}"
         )
-    return (1, height // patch_size, width // patch_size)
+    if frames % tubelet_size:
+        raise ValueError(
+            f"a clip of {frames} frames cannot be cut into tubelets of {tubelet_size}: "
+            f"use a number of frames divisible by tubelet_size {tubelet_size}"
+        )
+    return (frames // tubelet_size, height // patch_size, width // patch_size)
 
 
 class PatchEmbed(nn.Module):
@@ -71,8 +85,24 @@ class PatchEmbed(nn.Module):
         return self.proj(inputs).flatten(2).transpose(1, 2)
 
 
+class TubeletEmbed(nn.Module):
+    """Cut a clip into tubelets, boxes of time x height x width, and project each to one token, in raster order."""
+
+    def __init__(self, tubelet_size: int, patch_size: int, in_chans: int, embed_dim: int) -> None:
+        super().__init__()
+        box = (tubelet_size, patch_size, patch_size)
+        self.proj = nn.Conv3d(in_chans, embed_dim, kernel_size=box, stride=box)
+
+    def forward(self, inputs: Float[Tensor, "batch channels t h w"]) -> Float[Tensor, "batch tokens dim"]:
+        """(B, C, T, H, W) -> (B, N, D); token d * (H' W') + h * W' + w."""
+        return self.proj(inputs).flatten(2).transpose(1, 2)
+
+
 class VisionTransformer(Encoder):
-    """ViT with fixed sine-cosine positions; parameter names as in Meta's and timm's files.
+    """ViT for images and clips; parameter names as in Meta's and timm's files.
+
+    With ``num_frames`` above 1 it takes clips (B, C, T, H, W) of any length that the tubelet size divides; an image
+    (B, C, H, W) is then one tubelet of equal frames.
 
     Args:
         img_size: Side of the square input in pixels, or (height, width). Other sizes work, positions are resampled.
@@ -86,6 +116,11 @@ class VisionTransformer(Encoder):
         patch_init_std: The same for the patch projection; null for 0.02 as the papers. The norm of content
             against position in the first tokens follows from it: see configs/ijepa.yaml.
         depth_rescale: Divide the output projections of block i by sqrt(2 i) at initialisation.
+        num_frames: Frames of a clip; 1 for an image encoder.
+        tubelet_size: Frames that one token covers (V-JEPA: 2).
+        positions: SinCos2D (I-JEPA), SinCos3D (V-JEPA) or RoPE (V-JEPA 2); null for the first on images and the
+            second on clips.
+        blocks: SwiGLU, drop path, activation checkpointing.
     """
 
     def __init__(
@@ -100,38 +135,72 @@ class VisionTransformer(Encoder):
         init_std: float | None = 0.02,
         patch_init_std: float | None = None,
         depth_rescale: bool = False,
+        num_frames: int = 1,
+        tubelet_size: int = 1,
+        positions: Positions | None = None,
+        blocks: BlockOptions | None = None,
     ) -> None:
         super().__init__()
         self.embed_dim, self.num_heads, self.patch_size = embed_dim, num_heads, patch_size
+        self.num_frames, self.tubelet_size = num_frames, tubelet_size
         self.img_size = pair(img_size)
-        self.grid = token_grid(*self.img_size, patch_size)
-        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
-        self.pos_embed: Tensor
-        self.register_buffer("pos_embed", sincos_2d(*self.grid[1:], embed_dim))
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
+        self.grid = token_grid(*self.img_size, patch_size, num_frames, tubelet_size)
+        self.positions = positions or (SinCos3D() if num_frames > 1 else SinCos2D())
+        self.options = blocks or BlockOptions()
+        self.patch_embed: nn.Module = (
+            TubeletEmbed(tubelet_size, patch_size, in_chans, embed_dim)
+            if num_frames > 1
+            else PatchEmbed(patch_size, in_chans, embed_dim)
+        )
+        self.pos_embed: Tensor | None
+        self.register_buffer("pos_embed", self.positions.table(self.grid, embed_dim))
+        self.blocks = stack(depth, embed_dim, num_heads, mlp_ratio, self.options)
         self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
         init_weights(self, init_std, depth_rescale)
-        nn.init.normal_(self.patch_embed.proj.weight, std=0.02 if patch_init_std is None else patch_init_std)
-        nn.init.zeros_(self.patch_embed.proj.bias)  # type: ignore[arg-type]  # Conv2d(bias=True)
+        projection = self.patch_embed.get_submodule("proj")
+        nn.init.normal_(projection.weight, std=0.02 if patch_init_std is None else patch_init_std)  # type: ignore[arg-type]
+        nn.init.zeros_(projection.bias)  # type: ignore[arg-type]
 
     def grid_of(self, inputs: Tensor) -> Grid:
-        """The token grid of an image batch (B, C, H, W).
+        """The token grid of images (B, C, H, W) or clips (B, C, T, H, W).
 
         Raises:
-            ValueError: If the patch size does not divide the image.
+            ValueError: If patches or tubelets do not divide the input, or an image encoder is given a clip.
         """
-        return token_grid(inputs.shape[-2], inputs.shape[-1], self.patch_size)
+        if inputs.ndim == 5 and self.num_frames == 1:
+            raise ValueError(
+                f"an image encoder (num_frames 1) was given a clip of shape {tuple(inputs.shape)}: "
+                "set num_frames and tubelet_size of the encoder"
+            )
+        frames = inputs.shape[2] if inputs.ndim == 5 else self.tubelet_size
+        return token_grid(inputs.shape[-2], inputs.shape[-1], self.patch_size, frames, self.tubelet_size)
 
     def forward(
-        self, inputs: Float[Tensor, "batch channels h w"], context: Int[Tensor, "batch k"] | None = None
-    ) -> Float[Tensor, "batch tokens dim"]:
-        """Tokens of the whole image, or only those of the context: (B, N, D) or (B, Nc, D)."""
-        x = self.patch_embed(inputs) + fit_positions(self.pos_embed, self.grid, self.grid_of(inputs))
+        self,
+        inputs: Float[Tensor, "batch channels *size"],
+        context: Int[Tensor, "batch k"] | None = None,
+        out_layers: Sequence[int] | None = None,
+    ) -> Any:
+        """Tokens of the whole input, (B, N, D), or only those of the context, (B, Nc, D).
+
+        Args:
+            inputs: Images (B, C, H, W) or clips (B, C, T, H, W).
+            context: The tokens to compute, (B, Nc); attention sees no others.
+            out_layers: Numbers of blocks, from 0, whose outputs are wanted instead of the last one's: the result is
+                then a list, each entry passed through the final norm.
+        """
+        grid = self.grid_of(inputs)
+        if self.num_frames > 1 and inputs.ndim == 4:
+            inputs = inputs.unsqueeze(2).expand(-1, -1, self.tubelet_size, -1, -1)
+        x = self.patch_embed(inputs)
+        if self.pos_embed is not None:
+            x = x + self.positions.fit(self.pos_embed, self.grid, grid)
         if context is not None:
             x = gather_tokens(x, context)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        index = torch.arange(x.shape[1], device=x.device).unsqueeze(0) if context is None else context
+        rotation = self.positions.rotation(index, grid, self.embed_dim // self.num_heads)
+        x, kept = run(self.blocks, x, rotation, self.options, out_layers or ())
+        return self.norm(x) if out_layers is None else [self.norm(layer) for layer in kept]
 
 
 SIZES: dict[str, dict[str, float]] = {
@@ -141,5 +210,6 @@ SIZES: dict[str, dict[str, float]] = {
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
     "huge": {"embed_dim": 1280, "depth": 32, "num_heads": 16},
     "giant": {"embed_dim": 1408, "depth": 40, "num_heads": 16, "mlp_ratio": 48 / 11},
+    "giant_xformers": {"embed_dim": 1408, "depth": 40, "num_heads": 22, "mlp_ratio": 48 / 11},  # V-JEPA 2's giant
 }
 """Constructor arguments of the published sizes: ``VisionTransformer(patch_size=14, **SIZES["huge"])``."""

@@ -167,7 +167,7 @@ def test_many_problems_are_counted(content: Content, saved: Saver) -> None:
 
 def test_a_missing_network_is_named(content: Content, saved: Saver) -> None:
     del content["predictor"]
-    with pytest.raises(ValueError, match=r"tampered.pth.tar is no I-JEPA checkpoint .* has no predictor"):
+    with pytest.raises(ValueError, match=r"tampered.pth.tar is no JEPA checkpoint .* has no predictor"):
         load_meta(saved(content), num_heads=4)
 
 
@@ -205,7 +205,7 @@ def test_a_file_that_holds_code_is_refused_without_running_it(
 
 @pytest.mark.parametrize("other", [[1, 2], {"state_dict": {}}, torch.zeros(3)])
 def test_a_checkpoint_of_another_layout_is_refused(saved: Saver, other: Any) -> None:
-    with pytest.raises(ValueError, match=r"tampered.pth.tar is no I-JEPA checkpoint in Meta's layout"):
+    with pytest.raises(ValueError, match=r"tampered.pth.tar is no JEPA checkpoint in Meta's layout"):
         load_meta(saved(other))
 
 

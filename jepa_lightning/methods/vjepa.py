@@ -1,0 +1,112 @@
+"""V-JEPA and V-JEPA 2: predict the features of masked tubes of a clip from the rest of it.
+
+Bardes et al., "Revisiting Feature Prediction for Learning Visual Representations from Video", arXiv 2404.08471;
+Assran et al., "V-JEPA 2", arXiv 2506.09985. With target features h = LN(f_target(x)), and for each family of masks
+(short: eight small tubes, long: two large ones) predictions g(f(x_context), its mask token, positions of the targets),
+
+    loss = mean over families of the mean over tokens and channels of |prediction - h|;   f_target <- EMA(f).
+
+V-JEPA 2 is the same method with rotary positions, other schedules and more data: see configs/vjepa2.yaml.
+
+| | papers | official code | here |
+|---|---|---|---|
+| masks of a batch | - | cut to the shortest, the last frames go | cut at random (`compat: true`: official) |
+| mask token | one for each family | V-JEPA 2: all families share the first | own (`share_mask_token: true`: shared) |
+| gradient clipping | 10 (V-JEPA) | each network alone, after warm-up | the same: `trainer.gradient_clip_val: 10` |
+| initial weights | - | V-JEPA undoes the depth rescale, V-JEPA 2 keeps it | `depth_rescale` says |
+| rotary positions | 3-D RoPE | angles and pairs do not match | `layout: interleaved` is right, `tiled` official |
+| predictor on non-square input | - | positions of a square grid | the true grid |
+| variance term | - | weight 0 in every configuration | logged, not added |
+| GradScaler | - | also with bfloat16 | none with bfloat16 |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import Optimizer
+
+from jepa_lightning import metrics
+from jepa_lightning.masking import MaskedBatch, gather_tokens
+from jepa_lightning.methods.base import JEPA
+from jepa_lightning.models import Encoder, Predictor
+from jepa_lightning.schedules import Schedule
+
+
+class VJEPA(JEPA):
+    """Video JEPA (Bardes et al. 2024) and V-JEPA 2 (Assran et al. 2025).
+
+    Args:
+        encoder: The context encoder, the network that is trained and kept.
+        predictor: Builds the predictor for an encoder, so that sizes are said once.
+        lr: Learning rate by optimizer step.
+        weight_decay: Weight decay by optimizer step; biases, norms and other vectors are never decayed.
+        momentum: Momentum of the target encoder by optimizer step.
+        betas: The two decay rates of AdamW.
+        ipe_scale: Length of the schedules over the length of the training; above 1 they are not finished.
+        compile: Compile the networks with torch.compile; the first steps then take minutes.
+        loss_exp: p of the distance mean(|prediction - target|^p) / p.
+        share_mask_token: Use the first mask token for every family of masks, as the official V-JEPA 2 does.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        predictor: Callable[[Encoder], Predictor],
+        lr: Schedule,
+        weight_decay: Schedule,
+        momentum: Schedule,
+        betas: tuple[float, float] = (0.9, 0.999),
+        ipe_scale: float = 1.0,
+        compile: bool = False,
+        loss_exp: float = 1.0,
+        share_mask_token: bool = False,
+    ) -> None:
+        super().__init__(encoder, lr, weight_decay, momentum, betas, ipe_scale, compile)
+        self.predictor = predictor(encoder)
+        self.loss_exp, self.share_mask_token = loss_exp, share_mask_token
+
+    def losses(self, batch: MaskedBatch) -> dict[str, Tensor]:
+        """The distance between predicted and target features, and how good that is."""
+        grid = self.encoder.grid_of(batch.inputs)
+        with torch.no_grad():
+            features = F.layer_norm(self.target_encoder(batch.inputs), (self.embed_dim,))  # (B, N, D)
+        losses, spread = [], []
+        for family, masks in enumerate(batch.masks):
+            context = self.encoder(batch.inputs, masks.context)  # (B, Nc, D)
+            target = gather_tokens(features, masks.targets)  # (B, M, Nt, D)
+            token = 0 if self.share_mask_token else family
+            predicted = self.predictor(context, masks.context, masks.targets, token, grid, target)  # (B, M, Nt, D)
+            losses.append((predicted - target).abs().pow(self.loss_exp).mean() / self.loss_exp)
+            spread.append((predicted.detach().flatten(1, 2).float().var(dim=1) + 1e-4).sqrt())  # (B, D)
+        with torch.no_grad():  # watched, not trained: of the last family
+            watched = {
+                "variance": F.relu(1.0 - torch.stack(spread).mean(dim=0)).mean(),
+                "explained_variance": metrics.explained_variance(predicted, target),
+                "context_std": metrics.feature_std(context),
+                "predicted_std": metrics.feature_std(predicted),
+                "target_std": metrics.feature_std(target),
+            }
+        return {"loss": torch.stack(losses).mean(), **watched}
+
+    def setup(self, stage: str) -> None:
+        """Leave mask tokens that no family uses out of training: without a gradient they would stop DDP."""
+        super().setup(stage)
+        if stage == "fit" and self.share_mask_token:
+            for name, token in self.predictor.named_parameters():
+                if name.startswith("mask_tokens."):
+                    token.requires_grad_(name == "mask_tokens.0")
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """`trainer.gradient_clip_val` for encoder and predictor separately, in epochs after those of the warm-up."""
+        if gradient_clip_val and self.current_epoch > getattr(self.lr, "warmup_epochs", 0):
+            for network in (self.encoder, self.predictor):
+                torch.nn.utils.clip_grad_norm_(network.parameters(), gradient_clip_val)
