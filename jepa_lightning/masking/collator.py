@@ -18,15 +18,15 @@ class Sample(NamedTuple):
     """One item of a data set.
 
     Attributes:
-        inputs: An image (C, H, W) or a clip (C, T, H, W).
-        label: Class index, -1 if unknown.
+        inputs: An image (C, H, W), a clip (C, T, H, W) or several clips (K, C, T, H, W).
+        label: Class index, -1 if unknown; a tuple of them if a sample has several labels.
         index: Position in the data set.
         epoch: Epoch in which it was drawn.
         step: Number of its batch since the start of training.
     """
 
     inputs: Any
-    label: int = -1
+    label: int | tuple[int, ...] = -1
     index: int = 0  # type: ignore[assignment]  # hides tuple.index
     epoch: int = 0
     step: int = 0

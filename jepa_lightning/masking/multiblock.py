@@ -6,16 +6,13 @@ import math
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Generator
 
+from jepa_lightning.masking.blocks import between
 from jepa_lightning.masking.compat import OfficialMultiBlock
+from jepa_lightning.masking.cut import Bools, Ints, Random, cut
 from jepa_lightning.masking.sampler import Grid, MaskSampler, Range, hw
 from jepa_lightning.masking.tokens import TokenMasks
-
-Random = np.random.Generator
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 ROUNDS = 20
 """Times that the positions of a failing sample are drawn again before its targets may overlap the context."""
@@ -89,10 +86,10 @@ class MultiBlock(MaskSampler):
         contexts = [self._context(targets, size, random) for _ in range(self.num_contexts)]
         # A context that found no place redraws the targets, so they are read only after the last one.
         indices = torch.from_numpy(self._indices(targets, size))
-        return tuple(TokenMasks(torch.from_numpy(_cut(context, random)), indices) for context in contexts)
+        return tuple(TokenMasks(torch.from_numpy(cut(context, random)), indices) for context in contexts)
 
     def _block_size(self, scale: Range, aspect_ratio: Range, random: Random) -> tuple[int, int]:
-        return self.block_size(_between(scale, random.random()), _between(aspect_ratio, random.random()))
+        return self.block_size(between(scale, random.random()), between(aspect_ratio, random.random()))
 
     def block_size(self, scale: float, aspect_ratio: float) -> tuple[int, int]:
         """Height and width in tokens of a block of this area fraction and height over width."""
@@ -172,28 +169,8 @@ class MultiBlock(MaskSampler):
         """Both sides grow with the area, so only the aspect ratio has to be searched, at the least area."""
         steps = [i / 1000 for i in range(1001)]
         if self.official is not None:  # one random number sets both
-            drawn = [(_between(self.target_scale, u), _between(self.target_aspect_ratio, u)) for u in steps]
+            drawn = [(between(self.target_scale, u), between(self.target_aspect_ratio, u)) for u in steps]
             return min((self.official.block_size(*pair) for pair in drawn), key=math.prod)
         least = self.target_scale[0]
-        sizes = (self.block_size(least, _between(self.target_aspect_ratio, u)) for u in steps)
+        sizes = (self.block_size(least, between(self.target_aspect_ratio, u)) for u in steps)
         return min(sizes, key=math.prod)
-
-
-def _between(bounds: Range, u: float) -> float:
-    return bounds[0] + u * (bounds[1] - bounds[0])
-
-
-def _cut(context: Bools, random: Random) -> Ints:
-    """A random subset of each context as large as the smallest, in raster order: the tokens with the highest scores."""
-    batch, tokens = context.shape
-    keep = int(context.sum(axis=1).min())
-    score = random.bit_generator.random_raw(-(-batch * tokens // 2)).view(np.uint32)[: batch * tokens]
-    score = score.reshape(batch, tokens)
-    # The column in the low bits makes scores unique, the highest bit keeps every member above every non-member.
-    # In place: on arrays of this size, allocating costs more than computing.
-    score &= np.uint32(0xFFFFFFFF << tokens.bit_length() & 0xFFFFFFFF)
-    score |= np.arange(tokens, dtype=np.uint32) | np.uint32(1 << 31)
-    score *= context
-    least = np.partition(score, tokens - keep, axis=1)[:, tokens - keep, None]
-    chosen = np.flatnonzero(score >= least).reshape(batch, keep)
-    return chosen - tokens * np.arange(batch)[:, None]
