@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jepa_lightning import masking as masking
     from jepa_lightning.checkpoint import load as load
+    from jepa_lightning.checkpoint import load_encoder as load_encoder
     from jepa_lightning.interop.meta import load_meta as load_meta
     from jepa_lightning.methods import IJEPA as IJEPA
     from jepa_lightning.methods import JEPA as JEPA
@@ -32,6 +33,7 @@ _HOME = {
     "Predictor": "models",
     "VisionTransformer": "models",
     "load": "checkpoint",
+    "load_encoder": "checkpoint",
     "load_meta": "interop.meta",
 }
 _MODULES = {"masking", "metrics", "models", "methods", "data", "schedules"}

@@ -6,14 +6,15 @@ import os
 import pickle
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from jepa_lightning.callbacks.config import CONFIG_KEY
-from jepa_lightning.methods import JEPA
+from jepa_lightning.methods.base import JEPA, Method
+from jepa_lightning.models import Encoder, frozen_copy
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -51,6 +52,14 @@ def read(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: No such file.
         ValueError: Not a Lightning checkpoint, or one that holds more than tensors and plain values.
     """
+    content = read_any(path)
+    if "state_dict" not in content:
+        raise ValueError(f"{path} is not a checkpoint of jepa_lightning; for Meta's files use jepa_lightning.load_meta")
+    return content
+
+
+def read_any(path: str | Path) -> dict[str, Any]:
+    """The content of a file that torch.save wrote, read without running code that it may hold."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}")
@@ -60,13 +69,13 @@ def read(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is not a PyTorch checkpoint that can be read safely (damaged, or no checkpoint)"
         ) from error
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise ValueError(f"{path} is not a checkpoint of jepa_lightning; for Meta's files use jepa_lightning.load_meta")
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a checkpoint of jepa_lightning: it holds a {type(content).__name__}")
     return content
 
 
-def load(path: str | Path) -> JEPA:
-    """The module that a checkpoint was saved from, with its weights, on the CPU and in eval mode.
+def load(path: str | Path) -> Any:
+    """The module (a JEPA, or a probe of one) that a checkpoint was saved from, on the CPU and in eval mode.
 
     Args:
         path: A ``.ckpt`` that `jepa fit` wrote.
@@ -104,10 +113,34 @@ def _refuse_unknown_packages(path: Path, config: Any) -> None:
             _refuse_unknown_packages(path, value)
 
 
-def build(config: dict[str, Any]) -> JEPA:
+def load_encoder(path: str | Path, branch: Literal["target", "context"] = "target") -> Encoder:
+    """The encoder of a checkpoint as a plain module, frozen, on the CPU: `tokens = encoder(inputs)`.
+
+    Args:
+        path: A ``.ckpt`` that `jepa fit` wrote, or a file in Meta's layout.
+        branch: ``target`` is the EMA encoder, which the papers evaluate; ``context`` the one that was trained.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not a checkpoint of ours or Meta's, or a method without that branch.
+    """
+    content = read_any(path)
+    if "state_dict" in content:
+        module = load(path)
+    else:
+        from jepa_lightning.interop.meta import load_meta
+
+        module = load_meta(path)
+    name = {"target": "target_encoder", "context": "encoder"}[branch]
+    if not isinstance(module, JEPA) or not hasattr(module, name):
+        raise ValueError(f"{path} holds a {type(module).__name__}, which has no {name}")
+    return frozen_copy(cast(Encoder, module.get_submodule(name)))
+
+
+def build(config: dict[str, Any]) -> Method:
     """A module from the ``model`` section of a configuration."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(JEPA, "model")
+    parser.add_subclass_arguments(Method, "model")
     return parser.instantiate_classes(parser.parse_object({"model": config})).model

@@ -21,7 +21,7 @@ from jepa_lightning import __version__, callbacks, checkpoint
 from jepa_lightning.data import JEPADataModule
 from jepa_lightning.finding import find_checkpoint, with_shipped_configs
 from jepa_lightning.messages import JepaParser, condense
-from jepa_lightning.methods import JEPA
+from jepa_lightning.methods import Method
 from jepa_lightning.strategies import FSDP2Strategy as FSDP2Strategy  # registers --trainer.strategy fsdp2
 
 OBSERVERS = {
@@ -67,13 +67,27 @@ class JepaCLI(LightningCLI):
         """Find and check the checkpoint; Lightning's own lets hyper-parameters in it overrule the command line."""
         config = self.config[self.config.subcommand]
         if config.get("ckpt_path"):
-            config.ckpt_path = find_checkpoint(config.ckpt_path, config.trainer.default_root_dir)
+            kind = config.model.class_path.split(".")[-1]
+            config.ckpt_path = find_checkpoint(
+                config.ckpt_path,
+                config.trainer.default_root_dir,
+                "--ckpt_path",
+                lambda model: str(model["class_path"]).split(".")[-1] in (kind, ""),
+            )
             if config.weights_only is None:  # Lightning would unpickle anything
                 config.weights_only = True
 
     def before_instantiate_classes(self) -> None:
-        """Pick the precision that suits the machine, unless one was asked for."""
-        trainer = self.config[self.subcommand].trainer
+        """Pick the precision that suits the machine, unless one was asked for; find the model that is probed."""
+        trainer, model = self.config[self.subcommand].trainer, self.config[self.subcommand].model
+        if model.init_args.get("checkpoint"):
+            model.init_args.checkpoint = find_checkpoint(
+                model.init_args.checkpoint,
+                trainer.default_root_dir,
+                "--model.checkpoint",
+                lambda other: "checkpoint" not in other.get("init_args", {}),
+                ours=False,
+            )
         if trainer.precision is None:
             on_gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
             bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -112,7 +126,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         sys.argv[1:] = with_shipped_configs(sys.argv[1:])
         JepaCLI(
-            JEPA,
+            Method,
             JEPADataModule,
             save_config_callback=callbacks.SaveConfig,
             save_config_kwargs={"overwrite": True},

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from lightning.pytorch.utilities import rank_zero_info
@@ -55,8 +56,21 @@ def _check_syntax(path: Path) -> None:
         raise ValueError(f"{where} is no valid YAML: {getattr(error, 'problem', None) or error}") from error
 
 
-def find_checkpoint(name: str, root: str | None) -> str:
+def find_checkpoint(
+    name: str,
+    root: str | None,
+    option: str = "--ckpt_path",
+    wanted: Callable[[dict[str, Any]], bool] = bool,
+    ours: bool = True,
+) -> str:
     """Path of a checkpoint: the file itself, or the newest of that name among the runs below ``root``.
+
+    Args:
+        name: What the person wrote.
+        root: Where runs are.
+        option: For which option, to tell what was found.
+        wanted: Whether the model section of a run's configuration is of the right kind; runs without one are not asked.
+        ours: Whether it must be a checkpoint of `jepa fit`; otherwise any file of torch.save will do.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -67,10 +81,23 @@ def find_checkpoint(name: str, root: str | None) -> str:
     path = Path(name).expanduser()
     if not path.exists() and path.parent == Path():
         runs = sorted(Path(root or "runs").rglob(f"checkpoints/{name}"), key=lambda file: file.stat().st_mtime)
-        if runs:
-            path = runs[-1]
-            rank_zero_info(f"--ckpt_path {name}: the newest is {path}")
+        fitting = [run for run in reversed(runs) if wanted(_model_of(run) or {"class_path": ""})]
+        if runs and not fitting:
+            raise FileNotFoundError(
+                f"{option} {name}: none of the {len(runs)} runs in {root or 'runs'} is of this kind"
+            )
+        if fitting:
+            path = fitting[0]
+            rank_zero_info(f"{option} {name}: the newest is {path}")
     if path.is_dir():  # sharded by FSDP
         return str(path)
-    checkpoint.read(path)
+    (checkpoint.read if ours else checkpoint.read_any)(path)
     return str(path)
+
+
+def _model_of(run: Path) -> dict[str, Any]:
+    """The model section of the configuration that a run left beside its checkpoints; empty if there is none."""
+    try:
+        return dict(yaml.safe_load((run.parent.parent / "config.yaml").read_text())["model"])
+    except (OSError, yaml.YAMLError, TypeError, KeyError):
+        return {}

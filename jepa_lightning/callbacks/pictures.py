@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from jepa_lightning.callbacks.when import dry_run
-from jepa_lightning.masking import MaskedBatch
+from jepa_lightning.masking import Grid, MaskedBatch
 
 GREY = 0.25
 """Brightness of what a mask leaves out."""
@@ -23,11 +24,12 @@ GREY = 0.25
 class Pictures(Callback):
     """Draws a table after every n-th validation: image, context, each target block, PCA of the patch features.
 
-    Goes to TensorBoard and as PNG to `pictures/` in the folder of the run.
+    Of a clip, columns are steps in time and rows are the frames, context and targets of each family of masks, and the
+    PCA. Goes to TensorBoard and as PNG to `pictures/` in the folder of the run.
 
     Args:
         every_n_epochs: Draw at the validations of every n-th epoch and at the last; 0 for never.
-        images: Rows of the table.
+        images: Images in the table; half as many clips.
         side: Least height of an image in pixels.
     """
 
@@ -64,31 +66,36 @@ class Pictures(Callback):
 
     @torch.no_grad()
     def draw(self, batch: MaskedBatch, pl_module: Any, data: Any) -> Float[Tensor, "3 height width"]:
-        """The table as an image with values from 0 to 1."""
-        count = min(self.images, len(batch.inputs))
+        """The table as an image with values from 0 to 1: a row for each image, or several for each clip."""
+        video = batch.inputs.ndim == 5
+        count = min(max(1, self.images // 2) if video else self.images, len(batch.inputs))
         inputs = batch.inputs[:count]
+        grid = pl_module.encoder.grid_of(inputs)
         pixels = data.denormalize(inputs).clamp(0, 1)
-        _, height, width = pl_module.encoder.grid_of(inputs)
-        columns = [pixels]
-        for masks in batch.masks[:1]:
-            columns.append(show_only(pixels, masks.context[:count], (height, width)))
-            columns += [show_only(pixels, block[:count], (height, width)) for block in masks.targets.unbind(1)]
-        columns.append(pca_rgb(pl_module.encode(inputs).float(), (height, width)).to(pixels))
-        size = [side * max(1, -(-self.side // pixels.shape[-2])) for side in pixels.shape[-2:]]
-        cells = torch.stack([F.interpolate(column, size, mode="nearest") for column in columns], dim=1)
-        return make_grid(cells.flatten(0, 1).cpu(), nrow=len(columns), padding=4, pad_value=1.0)
+        frames = pixels[:, :, :: pixels.shape[2] // grid[0]] if video else pixels.unsqueeze(2)  # (B, 3, T', H, W)
+        shown = [frames]
+        for masks in batch.masks if video else batch.masks[:1]:
+            shown.append(show_only(frames, masks.context[:count], grid))
+            shown += [show_only(frames, block[:count], grid) for block in masks.targets.unbind(1)]
+        shown.append(pca_rgb(pl_module.encode(inputs).float(), grid).to(pixels))
+        scale = max(1, -(-self.side // frames.shape[-2]))
+        size = [scale * side for side in frames.shape[-2:]]
+        cells = torch.stack([F.interpolate(row, (grid[0], *size), mode="nearest") for row in shown], dim=1)
+        cells = cells.transpose(2, 3)  # (B, rows, T', 3, H, W)
+        columns = grid[0] if video else len(shown)
+        return make_grid(cells.flatten(0, 2).cpu(), nrow=columns, padding=4, pad_value=1.0)
 
 
 def show_only(
-    pixels: Float[Tensor, "batch 3 h w"], kept: Int[Tensor, "batch k"], grid: tuple[int, int]
-) -> Float[Tensor, "batch 3 h w"]:
+    pixels: Float[Tensor, "batch 3 t h w"], kept: Int[Tensor, "batch k"], grid: Grid
+) -> Float[Tensor, "batch 3 t h w"]:
     """Images in which every patch that is not ``kept`` is dark."""
-    shown = torch.full((len(pixels), grid[0] * grid[1]), GREY, device=pixels.device)
+    shown = torch.full((len(pixels), math.prod(grid)), GREY, device=pixels.device)
     shown.scatter_(1, kept, 1.0)
-    return pixels * F.interpolate(shown.view(-1, 1, *grid), pixels.shape[-2:], mode="nearest")
+    return pixels * F.interpolate(shown.view(-1, 1, *grid), pixels.shape[-3:], mode="nearest")
 
 
-def pca_rgb(tokens: Float[Tensor, "batch tokens dim"], grid: tuple[int, int]) -> Float[Tensor, "batch 3 rows columns"]:
+def pca_rgb(tokens: Float[Tensor, "batch tokens dim"], grid: Grid) -> Float[Tensor, "batch 3 steps rows columns"]:
     """The first three principal components of all patch features of the batch, as colours from 0 to 1."""
     flat = tokens.flatten(0, 1)
     flat = flat - flat.mean(dim=0)
@@ -98,4 +105,4 @@ def pca_rgb(tokens: Float[Tensor, "batch tokens dim"], grid: tuple[int, int]) ->
     scores = flat @ directions.T
     low, high = scores.quantile(0.01, dim=0), scores.quantile(0.99, dim=0)
     colours = ((scores - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
-    return colours.view(len(tokens), *grid, 3).permute(0, 3, 1, 2)
+    return colours.view(len(tokens), *grid, 3).permute(0, 4, 1, 2, 3)

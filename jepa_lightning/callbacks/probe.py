@@ -20,7 +20,8 @@ class Probe(Callback):
 
     The classifiers are fitted on the clean training split and scored on the held-out split, with mean-pooled tokens.
     The same numbers of the encoder as it was initialised are logged once as `init/...`: an encoder that learned
-    nothing has these. `jepa validate` and `jepa test` also print a table and write it as JSON.
+    nothing has these. With several labels a sample, `val/linear_top1` is the mean and `val/linear_top1_NAME` the score
+    of each. `jepa validate` and `jepa test` also print a table and write it as JSON.
 
     Args:
         every_n_epochs: Evaluate at the validations of every n-th epoch and at the last; 0 for never.
@@ -113,7 +114,7 @@ class Probe(Callback):
                 extract(encode, data.normalize, loader, pl_module.device, f"{title}: {part} features")
                 for loader, part in zip(loaders, ("training", "held-out"), strict=True)
             )
-        return score(train, held_out, self.k)
+        return score(train, held_out, self.k, data.label_names)
 
     # ------------------------------------------------------------------ telling
 

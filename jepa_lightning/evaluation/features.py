@@ -18,16 +18,20 @@ class Features(NamedTuple):
 
     Attributes:
         x: Mean of the tokens of each sample, (N, D), float32.
-        y: Class indices (N,), -1 where unknown.
+        y: Class indices (N,), -1 where unknown; (N, L) where each sample has L labels.
     """
 
     x: Float[Tensor, "samples dim"]
-    y: Int[Tensor, " samples"]
+    y: Int[Tensor, "samples *labels"]
 
     def labelled(self) -> Features:
         """Only the samples with a label."""
         known = self.y >= 0
         return Features(self.x[known], self.y[known])
+
+    def task(self, number: int) -> Features:
+        """With one of several labels."""
+        return Features(self.x, self.y[:, number])
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What every JEPA shares: an encoder, its EMA copy, schedules, the optimizer, and the hooks of the training step."""
+"""What every method shares: an encoder and schedules; what every JEPA shares: its EMA copy, optimizer and steps."""
 
 from __future__ import annotations
 
@@ -18,8 +18,37 @@ from jepa_lightning.models import Encoder, ema_update, frozen_copy
 from jepa_lightning.schedules import Schedule
 
 
-class JEPA(LightningModule, ABC):
-    """A method: subclass it, build the other networks in the constructor, and say what ``losses`` are.
+class Method(LightningModule, ABC):
+    """What the command line trains: a JEPA, or a probe of one.
+
+    Attributes:
+        encoder: The network whose sizes the data module asks for.
+    """
+
+    encoder: Encoder
+
+    @abstractmethod
+    def encode(self, inputs: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch tokens dim"]:
+        """Tokens of the network that is evaluated, without gradient."""
+
+    def progress(self) -> tuple[int, int, int]:
+        """Where the training is: number of the next optimizer step from 1, all steps, steps in an epoch.
+
+        Raises:
+            ValueError: If the length of the training is not known.
+        """
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError(
+                "the schedules need to know how long the training is: set --trainer.max_epochs or --trainer.max_steps"
+            )
+        batches = self.trainer.num_training_batches
+        per_epoch = steps if batches == float("inf") else -(-int(batches) // self.trainer.accumulate_grad_batches)
+        return self.global_step + 1, int(steps), int(per_epoch)
+
+
+class JEPA(Method):
+    """A method that learns an encoder: subclass it, build the other networks, say what ``losses`` are.
 
     Args:
         encoder: The context encoder, the network that is trained and kept.
@@ -98,23 +127,13 @@ class JEPA(LightningModule, ABC):
 
     def schedule_values(self) -> dict[str, float]:
         """Learning rate, weight decay and momentum of the optimizer step that comes next (official convention)."""
-        steps = self._total_steps()
-        batches = self.trainer.num_training_batches
-        per_epoch = steps if batches == float("inf") else -(-int(batches) // self.trainer.accumulate_grad_batches)
-        arguments = (self.global_step + 1, self.ipe_scale * steps, per_epoch)
+        step, steps, per_epoch = self.progress()
+        arguments = (step, self.ipe_scale * steps, per_epoch)
         return {
             "lr": self.lr(*arguments),
             "weight_decay": self.weight_decay(*arguments),
             "momentum": self.momentum(*arguments),
         }
-
-    def _total_steps(self) -> int:
-        total = self.trainer.estimated_stepping_batches
-        if total == float("inf"):
-            raise ValueError(
-                "the schedules need to know how long the training is: set --trainer.max_epochs or --trainer.max_steps"
-            )
-        return int(total)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set learning rate and weight decay from the step number (idempotent under gradient accumulation)."""

@@ -26,7 +26,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from jepa_lightning import metrics
@@ -106,7 +106,11 @@ class VJEPA(JEPA):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """`trainer.gradient_clip_val` for encoder and predictor separately, in epochs after those of the warm-up."""
+        """`trainer.gradient_clip_val` for encoder and predictor separately, in epochs after those of the warm-up.
+
+        Officially from epoch number warmup_epochs + 1 on (from 0), so one epoch after the warm-up has none either.
+        """
+        clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
         if gradient_clip_val and self.current_epoch > getattr(self.lr, "warmup_epochs", 0):
             for network in (self.encoder, self.predictor):
-                torch.nn.utils.clip_grad_norm_(network.parameters(), gradient_clip_val)
+                clip(network.parameters(), gradient_clip_val)

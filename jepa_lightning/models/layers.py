@@ -75,6 +75,8 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"drop_path is the share of samples that lose a branch: use 0 to below 1, not {rate}")
         self.rate = rate
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
@@ -105,12 +107,18 @@ class Block(nn.Module):
     """``x += attention(norm1(x)); x += mlp(norm2(x))``."""
 
     def __init__(
-        self, dim: int, num_heads: int, mlp_ratio: float = 4.0, swiglu: bool = False, drop_path: float = 0.0
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        swiglu: bool = False,
+        drop_path: float = 0.0,
+        norm_eps: float = NORM_EPS,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, num_heads)
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = (SwiGLU if swiglu else MLP)(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
@@ -135,7 +143,13 @@ def run(
     options: BlockOptions,
     keep: Sequence[int] = (),
 ) -> tuple[Float[Tensor, "batch tokens dim"], list[Tensor]]:
-    """The output of the last block, and those of the blocks whose numbers (from 0) are in ``keep``, in that order."""
+    """The output of the last block, and those of the blocks whose numbers (from 0) are in ``keep``, in that order.
+
+    Raises:
+        ValueError: If there is no block of such a number.
+    """
+    if any(not 0 <= number < len(blocks) for number in keep):
+        raise ValueError(f"out_layers {list(keep)} of {len(blocks)} blocks: use numbers from 0 to {len(blocks) - 1}")
     again = options.checkpoint_activations and blocks.training and torch.is_grad_enabled()
     kept: dict[int, Tensor] = {}
     for number, block in enumerate(blocks):

@@ -45,3 +45,18 @@ def test_the_table_has_a_column_for_each_encoder_and_percent_for_accuracies() ->
 
 def test_the_table_has_no_row_that_nobody_scored() -> None:
     assert "top-1" not in table({"trained": {"rankme": 2.0}})
+
+
+def test_several_labels_are_scored_one_by_one_and_their_mean_is_the_main_figure() -> None:
+    train, held_out = (Features(torch.randn(60, 4), torch.randint(2, (60, 2))) for _ in range(2))
+    train.y[:, 1] = (train.x[:, 0] > 0).long()
+    held_out.y[:, 1] = (held_out.x[:, 0] > 0).long()
+    scores = score(train, held_out, 5, ("digit", "motion"))
+    assert scores["linear_top1_motion"] == pytest.approx(linear_top1(train.task(1), held_out.task(1)))
+    assert scores["linear_top1_motion"] > 0.9 > 0.7 > scores["linear_top1_digit"]
+    assert scores["knn_top1"] == pytest.approx((scores["knn_top1_digit"] + scores["knn_top1_motion"]) / 2)
+    names = [line.split("  ")[0] for line in table({"trained": scores}).splitlines()[2:]]
+    assert names == [
+        "linear probe top-1, digit (%)", "linear probe top-1, motion (%)", "k-NN top-1, digit (%)",
+        "k-NN top-1, motion (%)", "RankMe",
+    ]  # fmt: skip
