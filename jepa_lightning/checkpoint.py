@@ -11,10 +11,13 @@ from typing import Any, Literal, cast
 import torch
 import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch import nn
 
 from jepa_lightning.callbacks.config import CONFIG_KEY
 from jepa_lightning.methods.base import JEPA, Method
 from jepa_lightning.models import Encoder, frozen_copy
+
+_TABLES = ("pos_embed", "predictor_pos_embed")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -135,6 +138,36 @@ def load_encoder(path: str | Path, branch: Literal["target", "context"] = "targe
     if not isinstance(module, JEPA) or not hasattr(module, name):
         raise ValueError(f"{path} holds a {type(module).__name__}, which has no {name}")
     return frozen_copy(cast(Encoder, module.get_submodule(name)))
+
+
+def start_from(module: nn.Module, path: str | Path) -> dict[str, Any] | None:
+    """Give a module the networks of a checkpoint, for a new training that starts where another one ended.
+
+    Position tables of another size or length stay those of the module.
+
+    Args:
+        module: A JEPA with the same networks.
+        path: A ``.ckpt`` that `jepa fit` wrote, or a file in Meta's layout.
+
+    Returns:
+        The state of the optimizer, if the checkpoint has one that can be used.
+
+    Raises:
+        ValueError: If a tensor is missing, unexpected or of the wrong shape.
+    """
+    content = read_any(path)
+    source, mine = content.get("state_dict"), module.state_dict()
+    if source is None:
+        from jepa_lightning.interop.meta import load_meta
+
+        source = load_meta(path).state_dict()
+    tables = {name for name in mine if name.endswith("pos_embed")}
+    source = {name: tensor for name, tensor in source.items() if name.split(".")[-1] not in _TABLES}
+    try:
+        module.load_state_dict({**source, **{name: mine[name] for name in tables}})
+    except RuntimeError as error:
+        raise ValueError(f"--init_from {path}: its tensors do not fit this model: {error}") from error
+    return cast("dict[str, Any] | None", (content.get("optimizer_states") or [None])[0])
 
 
 def build(config: dict[str, Any]) -> Method:

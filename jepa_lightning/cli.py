@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,13 @@ class JepaCLI(LightningCLI):
         """Add the observers."""
         for name, observer in OBSERVERS.items():
             parser.add_lightning_class_args(observer, name)
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="fit: start a new training from the networks and optimizer state of this checkpoint (a cool-down at "
+            "another resolution, other data); --ckpt_path instead goes on with the same training.",
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Find and check the checkpoint; Lightning's own lets hyper-parameters in it overrule the command line."""
@@ -72,7 +79,7 @@ class JepaCLI(LightningCLI):
                 config.ckpt_path,
                 config.trainer.default_root_dir,
                 "--ckpt_path",
-                lambda model: str(model["class_path"]).split(".")[-1] in (kind, ""),
+                _of_kind(kind),
             )
             if config.weights_only is None:  # Lightning would unpickle anything
                 config.weights_only = True
@@ -99,6 +106,20 @@ class JepaCLI(LightningCLI):
         """Write checkpoints atomically, unless a plug-in writes them."""
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = checkpoint.AtomicCheckpointIO()
+
+    def before_fit(self) -> None:
+        """Start from another training, if that was asked for; a resumed run has all that in its checkpoint."""
+        config = self.config[self.subcommand]
+        if not config.init_from or config.ckpt_path:
+            return
+        kind = config.model.class_path.split(".")[-1]
+        path = find_checkpoint(config.init_from, config.trainer.default_root_dir, "--init_from", _of_kind(kind), False)
+        moments = checkpoint.start_from(self.model, path)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, callbacks.Probe):
+                callback.start = Path(path).name
+        if moments is not None:
+            self.trainer.callbacks.append(callbacks.OptimizerState(moments))  # type: ignore[attr-defined]
 
     def validate(self, **kwargs: Any) -> None:
         """`jepa validate`; the probe prints a better table than Lightning."""
@@ -152,6 +173,11 @@ def main(args: Sequence[str] | None = None) -> None:
 def _no_advertisement(record: logging.LogRecord) -> bool:
     """Lightning recommends cloud products between the lines that a person needs."""
     return "Tip: " not in record.getMessage()
+
+
+def _of_kind(kind: str) -> Callable[[dict[str, Any]], bool]:
+    """Whether the model section of a run is of this class; runs without one may be."""
+    return lambda model: str(model["class_path"]).split(".")[-1] in (kind, "")
 
 
 def _says_all(error: Exception) -> bool:

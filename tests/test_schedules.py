@@ -7,36 +7,52 @@ from typing import Any
 
 import pytest
 
-from jepa_lightning.schedules import Constant, Cosine, Linear, Schedule, WarmupCosine
+from jepa_lightning.schedules import Constant, Cosine, Linear, Schedule, WarmupCosine, WarmupStableDecay
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "schedules.json").read_text())
-ENTRIES = [name for name, entry in GOLDEN.items() if name != "about" and entry["kind"] == "warmup_cosine"]
+KINDS = ("warmup_cosine", "linear_decay", "wsd")
+ENTRIES = [name for name, entry in GOLDEN.items() if name != "about" and entry["kind"] in KINDS]
 EXACT = {"rel": 1e-12, "abs": 0.0}
 
 
+def learning_rate(kind: str, p: dict[str, Any]) -> Schedule:
+    if kind == "linear_decay":  # V-JEPA 2's cool-down
+        return WarmupStableDecay(p["ref_lr"], p["ref_lr"], p["final_lr"])
+    if kind == "wsd":  # V-JEPA 2-AC
+        return WarmupStableDecay(p["start_lr"], p["ref_lr"], p["final_lr"], p["warmup_epochs"], p["anneal_epochs"])
+    return WarmupCosine(p["start_lr"], p["ref_lr"], p["final_lr"], float(p["warmup_epochs"]))
+
+
 def of_entry(name: str) -> tuple[dict[str, Schedule], float, int, list[dict[str, float]]]:
-    p = GOLDEN[name]["parameters"]
+    p, rows = GOLDEN[name]["parameters"], GOLDEN[name]["rows"]
     schedules = {
-        "lr": WarmupCosine(p["start_lr"], p["ref_lr"], p["final_lr"], float(p["warmup_epochs"])),
+        "lr": learning_rate(GOLDEN[name]["kind"], p),
         "weight_decay": Cosine(p["weight_decay"], p["final_weight_decay"]),
-        "momentum": Linear(*p["ema"]),
     }
-    total = float(p["ipe_scale"]) * p["epochs"] * p["iterations_per_epoch"]
-    return schedules, total, p["iterations_per_epoch"], GOLDEN[name]["rows"]
+    if "ema" in p:  # the action-conditioned predictor has no target encoder
+        schedules["momentum"] = Linear(*p["ema"])
+    total = float(p.get("ipe_scale", 1.0)) * p["epochs"] * p["iterations_per_epoch"]
+    return schedules, total, p["iterations_per_epoch"], rows
 
 
 def test_the_golden_file_has_entries_with_many_rows() -> None:
     assert {"ijepa_vith14_in1k", "ijepa_every_step", "vjepa_vitl16"} <= set(ENTRIES)
+    assert {"vjepa2_vitg16_pretrain", "vjepa2_vitg16_cooldown", "vjepa2_ac_vitg16"} <= set(ENTRIES)
+    assert {GOLDEN[name]["kind"] for name in ENTRIES} == set(KINDS)
     assert all(len(GOLDEN[name]["rows"]) >= 4 for name in ENTRIES)
+    assert [name for name in ENTRIES if any("momentum" not in row for row in GOLDEN[name]["rows"])] == [
+        "vjepa2_ac_vitg16"
+    ]
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-@pytest.mark.parametrize("value", ["lr", "weight_decay", "momentum"])
-def test_every_row_of_the_official_schedules_is_reproduced(name: str, value: str) -> None:
+def test_every_row_of_the_official_schedules_is_reproduced(name: str) -> None:
     schedules, total, per_epoch, rows = of_entry(name)
     assert int(total) == GOLDEN[name]["parameters"]["total_steps"]
     for row in rows:
-        assert schedules[value](row["step"], total, per_epoch) == pytest.approx(row[value], **EXACT), row
+        assert set(row) == {"step", *schedules}
+        for value, schedule in schedules.items():
+            assert schedule(row["step"], total, per_epoch) == pytest.approx(row[value], **EXACT), (value, row)
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -50,7 +66,12 @@ def test_the_order_of_the_calls_does_not_matter(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("schedule", "final"),
-    [(WarmupCosine(2e-4, 1e-3, 1e-6, 2.0), 1e-6), (Cosine(0.04, 0.4), 0.4), (Linear(0.996, 1.0), 1.0)],
+    [
+        (WarmupCosine(2e-4, 1e-3, 1e-6, 2.0), 1e-6),
+        (WarmupStableDecay(2e-4, 1e-3, 1e-6, 2.0, 3.0), 1e-6),
+        (Cosine(0.04, 0.4), 0.4),
+        (Linear(0.996, 1.0), 1.0),
+    ],
 )
 def test_the_final_value_is_held_after_the_end(schedule: Schedule, final: float) -> None:
     total = 100.4
@@ -80,10 +101,38 @@ def test_without_warm_up_the_cosine_starts_at_once() -> None:
     )
 
 
+def test_a_plateau_lies_between_two_lines_that_are_counted_in_epochs() -> None:
+    schedule = WarmupStableDecay(start=1.0, peak=3.0, final=2.0, warmup_epochs=0.5, decay_epochs=1.25)
+    values = [schedule(step, 20.9, 4) for step in range(21)]  # 2 steps up, 13 flat, 5 down
+    assert values[:3] == pytest.approx([1.0, 2.0, 3.0])
+    assert set(values[2:16]) == {3.0}
+    assert values[16:] == pytest.approx([2.8, 2.6, 2.4, 2.2, 2.0])
+
+
+def test_without_a_length_the_decay_takes_all_that_is_left_after_the_warm_up() -> None:
+    schedule = WarmupStableDecay(start=0.0, peak=1.0, final=0.0, warmup_epochs=1.0)
+    assert [schedule(s, 8.0, 4) for s in range(9)] == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0, 0.75, 0.5, 0.25, 0.0])
+
+
+def test_a_released_cool_down_that_is_stretched_never_reaches_its_final_value() -> None:
+    cooldown = WarmupStableDecay(5.25e-4, 5.25e-4, 1e-6)
+    assert cooldown(12_000, 1.25 * 12_000, 300) == pytest.approx(1.058e-4)
+    assert cooldown(12_000, 12_000, 300) == pytest.approx(1e-6)
+
+
 def test_a_constant_ignores_the_step() -> None:
     assert {Constant(0.3)(step, total, 7) for step in (1, 2, 1000) for total in (0.0, 5.0)} == {0.3}
 
 
-@pytest.mark.parametrize("schedule", [WarmupCosine(0.1, 1.0, 0.2, 1.0), Cosine(0.1, 0.2), Linear(0.1, 0.2)])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        WarmupCosine(0.1, 1.0, 0.2, 1.0),
+        WarmupStableDecay(0.1, 1.0, 0.2, 1.0, 2.0),
+        WarmupStableDecay(0.1, 1.0, 0.2),
+        Cosine(0.1, 0.2),
+        Linear(0.1, 0.2),
+    ],
+)
 def test_a_run_of_no_or_one_step_has_finite_values(schedule: Schedule) -> None:
     assert all(math.isfinite(schedule(1, total, 1)) for total in (0.0, 0.5, 1.0))

@@ -7,5 +7,15 @@ from jepa_lightning.callbacks.monitor import Monitor
 from jepa_lightning.callbacks.pictures import Pictures
 from jepa_lightning.callbacks.probe import Probe
 from jepa_lightning.callbacks.progress import ProgressBar
+from jepa_lightning.callbacks.start import OptimizerState
 
-__all__ = ["Checkpoints", "FeatureWriter", "Monitor", "Pictures", "Probe", "ProgressBar", "SaveConfig"]
+__all__ = [
+    "Checkpoints",
+    "FeatureWriter",
+    "Monitor",
+    "OptimizerState",
+    "Pictures",
+    "Probe",
+    "ProgressBar",
+    "SaveConfig",
+]

@@ -1,4 +1,4 @@
-"""`jepa predict`: features of every image, with their names, in one safetensors file."""
+"""`jepa predict`: features of every image or video, with their names, in one safetensors file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from jepa_lightning.distributed import gather_rows
 
 
 class FeatureWriter(BasePredictionWriter):
-    """Writes `features` (N, D), `index` and `labels` (N,) in the order of the images.
+    """Writes `features` (N, D), `index` (N,) and `labels` (N,) or (N, L) in the order of the samples.
 
-    The names of the images are in the file's metadata under `names`, a JSON list. Files that cannot be decoded are
+    Their names are in the file's metadata under `names`, a JSON list. Files that cannot be decoded are
     left out.
 
     Args:
@@ -56,8 +56,7 @@ class FeatureWriter(BasePredictionWriter):
         order = index.argsort()
         path = Path(self.output) if self.output else folder / "features.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
-        images = trainer.datamodule.images("all")  # type: ignore[attr-defined]
-        names = [images.name(int(i)) for i in index[order]]
+        names = trainer.datamodule.names(index[order].tolist())  # type: ignore[attr-defined]
         tensors = {"features": features[order], "index": index[order], "labels": labels[order]}
         save_file({k: v.contiguous() for k, v in tensors.items()}, path, {"names": json.dumps(names)})
         rank_zero_info(f"features {tuple(features.shape)} with names written to {path}")

@@ -61,6 +61,8 @@ class Monitor(Callback):
                 for name, parameter in pl_module.named_parameters()
                 if name.startswith("encoder.") and parameter.grad is not None and parameter.ndim > 1
             ]
+            if not named:  # a probe trains none of it
+                return
             norms = norms_of([grad for _, grad in named])
             qkv = [i for i, (name, _) in enumerate(named) if "qkv" in name] or [0]
             self._gradients = torch.stack([norms[qkv[0]], norms[qkv[-1]], norms.min(), norms.max()]).float()
@@ -75,7 +77,7 @@ class Monitor(Callback):
         if self._last is not None:  # from end to end, so that waiting for data counts
             rate = images / max(1e-9, now - self._last)
             self._rate = rate if self._rate is None else 0.95 * self._rate + 0.05 * rate
-            pl_module.log("train/images_per_s", self._rate)
+            pl_module.log("train/samples_per_s", self._rate)
         self._last = now
         sizes = [masks.context.shape[1] for masks in batch.masks], [masks.targets.shape[2] for masks in batch.masks]
         context, target = (sum(size) / max(1, len(size)) for size in sizes)

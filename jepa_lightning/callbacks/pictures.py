@@ -29,7 +29,7 @@ class Pictures(Callback):
 
     Args:
         every_n_epochs: Draw at the validations of every n-th epoch and at the last; 0 for never.
-        images: Images in the table; half as many clips.
+        images: Images in the table; a third as many clips.
         side: Least height of an image in pixels.
     """
 
@@ -68,7 +68,7 @@ class Pictures(Callback):
     def draw(self, batch: MaskedBatch, pl_module: Any, data: Any) -> Float[Tensor, "3 height width"]:
         """The table as an image with values from 0 to 1: a row for each image, or several for each clip."""
         video = batch.inputs.ndim == 5
-        count = min(max(1, self.images // 2) if video else self.images, len(batch.inputs))
+        count = min(max(1, self.images // 3) if video else self.images, len(batch.inputs))
         inputs = batch.inputs[:count]
         grid = pl_module.encoder.grid_of(inputs)
         pixels = data.denormalize(inputs).clamp(0, 1)

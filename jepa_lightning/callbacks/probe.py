@@ -34,6 +34,8 @@ class Probe(Callback):
         self, every_n_epochs: int = 1, max_train: int = 10_000, max_held_out: int = 10_000, k: int = 20
     ) -> None:
         self.every_n_epochs, self.max_train, self.max_held_out, self.k = every_n_epochs, max_train, max_held_out, k
+        self.start = "random initialisation"
+        """What the encoder is before training; the command line changes it where training starts from a checkpoint."""
         self.initial: Scores = {}
         self._untrained: nn.Module | None = None
 
@@ -47,7 +49,7 @@ class Probe(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Score the initial encoder; a resumed run has these numbers in its checkpoint."""
         if self.every_n_epochs and not self.initial and trainer.global_step == 0 and not dry_run(trainer):
-            self.initial = self._scores(trainer, pl_module, pl_module.encode, "val", "random initialisation")
+            self.initial = self._scores(trainer, pl_module, pl_module.encode, "val", self.start)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Log the baseline once more in every log, so that curves can be compared with it."""
@@ -73,7 +75,7 @@ class Probe(Callback):
                 scores = self._scores(trainer, pl_module, pl_module.encode, "val", "probing")
                 pl_module.log_dict({f"val/{name}": value for name, value in scores.items()}, sync_dist=True)
                 if last:
-                    self._show(trainer, {"random initialisation": self.initial, "trained": scores}, "validation")
+                    self._show(trainer, {self.start: self.initial, "trained": scores}, "validation")
         else:
             self._evaluate(trainer, pl_module, "val")
 

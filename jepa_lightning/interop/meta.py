@@ -23,6 +23,8 @@ HEADS = {int(size["embed_dim"]): int(size["num_heads"]) for name, size in SIZES.
 HEADS_V2 = {**HEADS, 1408: 22}
 LEGACY = ("pos_embed", "predictor_pos_embed")
 """Left in the released files of V-JEPA 2, whose rotary networks do not use them."""
+MASK_TOKENS_V2 = 10
+"""In the released files of V-JEPA 2; a position table beside any other number is V-JEPA's, and used."""
 SCHEDULES: dict[str, dict[str, Any]] = {
     "I-JEPA": {
         "lr": WarmupCosine(start=2e-4, peak=1e-3, final=1e-6, warmup_epochs=40),
@@ -66,13 +68,13 @@ def load_meta(
     """The method with all three networks of a checkpoint in Meta's layout; every tensor is used, or it is an error.
 
     A file with a 2-D patch projection is I-JEPA, with a 3-D one V-JEPA, and among those one without position tables,
-    or with other than two mask tokens, is V-JEPA 2.
+    or with the ten mask tokens of the released files, is V-JEPA 2.
 
     Args:
         path: The file, for example ``IN1K-vit.h.14-300e.pth.tar``, ``vitl16.pth.tar`` or ``vitl.pt``.
         num_heads: Attention heads; needed where the width is none of the published sizes, because no tensor shows it.
-        img_size: Size in pixels of the training inputs; read off the (square) position table if None, 256 for
-            V-JEPA 2, which has none (any size works).
+        img_size: Size in pixels of the training inputs; read off the (square) position table if None, 256 or what
+            patches cover of it for V-JEPA 2, which has none (any size works).
         predictor_num_heads: Attention heads of the predictor, if not those of the encoder (V-JEPA 2: 12).
         num_frames: Frames of the training clips; read off the position table if None, 16 for V-JEPA 2.
         rotary: Whether the networks have rotary positions; None to tell from the tensors.
@@ -88,7 +90,7 @@ def load_meta(
     video = _tensor(path, "encoder", states["encoder"], "patch_embed.proj.weight").ndim == 5
     if rotary is None:
         tokens = sum(name.startswith("mask_tokens.") for name in states["predictor"])
-        rotary = video and ("pos_embed" not in states["encoder"] or tokens != 2)
+        rotary = video and ("pos_embed" not in states["encoder"] or tokens == MASK_TOKENS_V2)
     if rotary:
         states = {net: {k: v for k, v in state.items() if k not in LEGACY} for net, state in states.items()}
     given = Given(num_heads, img_size, num_frames, rotary)
@@ -161,7 +163,8 @@ def _video_encoder(path: Path, state: dict[str, Tensor], given: Given) -> Vision
     tubelet_size = state["patch_embed.proj.weight"].shape[2]
     if given.rotary:  # no tensor depends on size or length
         positions: Positions = RoPE(layout="tiled")
-        img_size, num_frames = given.img_size or 256, given.num_frames or 16
+        img_size = given.img_size or 256 // sizes["patch_size"] * sizes["patch_size"]
+        num_frames = given.num_frames or max(1, 16 // tubelet_size) * tubelet_size
     else:
         table = _tensor(path, "encoder", state, "pos_embed")[0]  # (N, D); channel 0 is sin(time)
         later = (table[:, 0] != table[0, 0]).nonzero()
@@ -169,7 +172,8 @@ def _video_encoder(path: Path, state: dict[str, Tensor], given: Given) -> Vision
         img_size = given.img_size or _side(path, area, sizes["patch_size"])
         num_frames = given.num_frames or len(table) // area * tubelet_size
         grid = token_grid(*pair(img_size), sizes["patch_size"], num_frames, tubelet_size)
-        candidates = [SinCos3D(uniform_power=uniform) for uniform in (True, False)]
+        shares = (True, False) if sizes["embed_dim"] % 8 == 0 else (True,)  # what each coordinate can have
+        candidates = [SinCos3D(uniform_power=uniform) for uniform in shares]
         tables = [candidate.table(grid, sizes["embed_dim"])[0] for candidate in candidates]
         fits = [t.shape == table.shape and bool((t - table).abs().max() < 1e-4) for t in tables]
         if not any(fits):

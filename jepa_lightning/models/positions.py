@@ -76,16 +76,14 @@ class SinCos3D(Positions):
         return sincos_3d(grid, dim, self.uniform_power)
 
     def fit(self, table: Float[Tensor, "1 tokens dim"], grid: Grid, wanted: Grid) -> Float[Tensor, "1 wanted dim"]:
-        """Trilinear, by scale factor as officially (by size gives other numbers); bicubic between image grids."""
+        """Trilinear; bicubic between image grids."""
         if wanted == grid:
             return table
         if grid[0] == wanted[0] == 1:
             return fit_positions(table, grid, wanted)
         volume = table.reshape(1, *grid, -1).permute(0, 4, 1, 2, 3).float()
-        scale = [new / old for new, old in zip(wanted, grid, strict=True)]
-        resampled = F.interpolate(volume, scale_factor=scale, mode="trilinear", align_corners=False)
-        if tuple(resampled.shape[2:]) != wanted:  # the factor can round down to one token less
-            resampled = F.interpolate(volume, size=wanted, mode="trilinear", align_corners=False)
+        # By size: the scale factors of the official code give the same numbers, but can round to one token less.
+        resampled = F.interpolate(volume, size=wanted, mode="trilinear", align_corners=False)
         return resampled.flatten(2).transpose(1, 2).to(table.dtype)
 
 
@@ -111,7 +109,15 @@ class RoPE(Positions):
         return
 
     def rotation(self, index: Int[Tensor, "batch tokens"], grid: Grid, head_dim: int) -> Rotation:
-        """Angles of the tokens, in float32 also under autocast: a bfloat16 angle is off by whole turns."""
+        """Angles of the tokens, in float32 also under autocast: a bfloat16 angle is off by whole turns.
+
+        Raises:
+            ValueError: If a head is too narrow to rotate two channels for each coordinate, or has an odd one.
+        """
+        if head_dim < 6 or head_dim % 2:
+            raise ValueError(
+                f"RoPE needs an even number of channels for each head, at least 6, got {head_dim}: set num_heads"
+            )
         _, height, width = grid
         places = (index // (height * width), index % (height * width) // width, index % width)
         angles = [self.angles(place, 2 * (head_dim // 3 // 2)) for place in places]

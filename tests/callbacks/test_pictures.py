@@ -31,7 +31,7 @@ def test_a_clip_has_time_in_columns_and_masks_in_rows(tiny_encoder: Callable[...
     batch = MaskedBatch(torch.rand(2, 3, 4, 32, 32), masks)
     module = SimpleNamespace(encoder=encoder, encode=encoder)
     data = SimpleNamespace(denormalize=lambda inputs: inputs)
-    picture = Pictures(images=4, side=32).draw(batch, module, data)
+    picture = Pictures(images=6, side=32).draw(batch, module, data)
     cell = 32 + 4
     assert tuple(picture.shape) == (3, 2 * 6 * cell + 4, 2 * cell + 4)  # 2 clips x (frames, 4 masks, PCA); 2 steps
     first, second = batch.inputs[0, :, 0], batch.inputs[0, :, 2]

@@ -2,12 +2,25 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from jepa_lightning.models.layers import MLP, NORM_EPS, Attention, Block, init_weights
+from jepa_lightning.models.layers import (
+    MLP,
+    NORM_EPS,
+    Attention,
+    Block,
+    BlockOptions,
+    DropPath,
+    SwiGLU,
+    init_weights,
+    run,
+    stack,
+)
+from jepa_lightning.models.positions import RoPE, Rotation
 
 
 def naive_attention(layer: Attention, x: Tensor) -> Tensor:
@@ -33,6 +46,35 @@ def test_attention_equals_a_naive_softmax_also_in_gradient() -> None:
     torch.testing.assert_close(x.grad, y.grad, rtol=0, atol=1e-5)
     for a, b in zip(fast.parameters(), naive.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "tiled"])
+def test_attention_turns_queries_and_keys_but_not_values(layout: Any) -> None:
+    layer, x, index = Attention(24, 3), torch.randn(2, 4, 24), torch.tensor([[0, 5, 9, 17], [3, 8, 1, 12]])
+    rotation = RoPE(layout=layout).rotation(index, (2, 3, 3), 8)
+    q, k, v = layer.qkv(x).chunk(3, dim=-1)
+
+    def turned(row: Tensor, b: int, n: int) -> Tensor:
+        cos, sin = rotation.cos[b, 0, n], rotation.sin[b, 0, n]
+        other = [-row[c + 1] if c % 2 == 0 else row[c - 1] for c in range(8)]
+        return row * cos + torch.stack(other) * sin
+
+    mixed = torch.zeros(2, 4, 24)
+    for b in range(2):
+        for part in (slice(0, 8), slice(8, 16), slice(16, 24)):
+            queries, keys = ([turned(rows[b, n, part], b, n) for n in range(4)] for rows in (q, k))
+            for n in range(4):
+                weights = torch.stack([queries[n] @ key / math.sqrt(8) for key in keys]).softmax(dim=0)
+                mixed[b, n, part] = sum(w * v[b, m, part] for m, w in enumerate(weights))
+    torch.testing.assert_close(layer(x, rotation), layer.proj(mixed), rtol=0, atol=1e-5)
+    assert (layer(x, rotation) - layer(x)).abs().max() > 1e-3
+
+
+def test_a_block_passes_the_rotation_to_its_attention() -> None:
+    block, x = Block(24, 3), torch.randn(1, 4, 24)
+    rotation = RoPE().rotation(torch.arange(4).unsqueeze(0), (1, 2, 2), 8)
+    y = x + block.attn(block.norm1(x), rotation)
+    torch.testing.assert_close(block(x, rotation), y + block.mlp(block.norm2(y)), rtol=0, atol=1e-6)
 
 
 def test_attention_has_no_order() -> None:
@@ -111,3 +153,152 @@ def test_depth_rescale_divides_only_the_output_projections_by_the_root_of_twice_
         divided = name.endswith(("attn.proj.weight", "mlp.fc2.weight"))
         factor = math.sqrt(2.0 * (int(name.split(".")[1]) + 1)) if divided else 1.0
         torch.testing.assert_close(rescaled[name], weight / factor, rtol=1e-6, atol=0)
+
+
+# ---------------------------------------------------------------------- SwiGLU
+
+
+@pytest.mark.parametrize(
+    ("hidden", "width"), [(4096, 2736), (6144, 4096), (256, 176), (24, 16), (25, 16), (26, 24), (12, 8)]
+)
+def test_swiglu_has_two_thirds_of_the_hidden_width_rounded_up_to_a_multiple_of_eight(hidden: int, width: int) -> None:
+    assert width == math.ceil(int(2 * hidden / 3) / 8) * 8
+    with torch.device("meta"):
+        layer = SwiGLU(10, hidden)
+    assert [layer.fc1.out_features, layer.fc2.out_features, layer.fc3.in_features] == [width] * 3
+
+
+def test_swiglu_equals_a_naive_loop() -> None:
+    layer, x = SwiGLU(4, 12), torch.randn(3, 2, 4)
+    for token, result in zip(x.flatten(0, 1), layer(x).flatten(0, 1), strict=True):
+        hidden = []
+        for i in range(8):
+            first = token @ layer.fc1.weight[i] + layer.fc1.bias[i]
+            gate = token @ layer.fc2.weight[i] + layer.fc2.bias[i]
+            hidden.append(first / (1.0 + torch.exp(-first)) * gate)
+        slow = layer.fc3.weight @ torch.stack(hidden) + layer.fc3.bias
+        torch.testing.assert_close(result, slow, rtol=0, atol=1e-6)
+
+
+def test_depth_rescale_divides_the_output_of_swiglu_and_neither_of_its_inputs() -> None:
+    def built(rescale: bool) -> dict[str, Tensor]:
+        torch.manual_seed(5)
+        module = nn.ModuleDict({"blocks": stack(3, 16, 2, 4.0, BlockOptions(swiglu=True))})
+        init_weights(module, depth_rescale=rescale)
+        return dict(module.named_parameters())
+
+    plain, rescaled = built(False), built(True)
+    assert "blocks.2.mlp.fc3.weight" in plain
+    for name, weight in plain.items():
+        divided = name.endswith(("attn.proj.weight", "mlp.fc3.weight"))
+        factor = math.sqrt(2.0 * (int(name.split(".")[1]) + 1)) if divided else 1.0
+        torch.testing.assert_close(rescaled[name], weight / factor, rtol=1e-6, atol=0)
+
+
+# ---------------------------------------------------------------------- drop path
+
+
+def test_drop_path_leaves_out_whole_samples_and_keeps_the_mean() -> None:
+    x = 1.0 + torch.rand(4000, 3, 2)
+    dropped = DropPath(0.3)(x)
+    gone = (dropped == 0).flatten(1)
+    assert torch.equal(gone.all(dim=1), gone.any(dim=1))
+    kept = ~gone[:, 0]
+    torch.testing.assert_close(dropped[kept], x[kept] / 0.7)
+    assert 1.0 - kept.float().mean().item() == pytest.approx(0.3, abs=0.03)  # four standard deviations
+    assert dropped.mean().item() == pytest.approx(x.mean().item(), rel=0.05)
+
+
+def test_drop_path_is_off_in_evaluation_and_at_rate_zero() -> None:
+    x = torch.randn(50, 3, 2)
+    assert DropPath(0.9).eval()(x) is x
+    assert DropPath(0.0)(x) is x
+
+
+def test_drop_path_keeps_the_dtype() -> None:
+    assert DropPath(0.5)(torch.ones(8, 1, 1, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("rate", [1.0, -0.1, 30.0])
+def test_a_rate_that_is_no_share_is_refused(rate: float) -> None:
+    with pytest.raises(ValueError, match=rf"drop_path .* use 0 to below 1, not {rate}"):
+        Block(8, 2, drop_path=rate)
+
+
+def test_a_block_without_its_branches_is_the_identity() -> None:
+    block, x = Block(8, 2, drop_path=0.5), torch.randn(64, 3, 8)
+    same = (block(x) == x).flatten(1).all(dim=1)
+    assert 4 <= int(same.sum()) <= 32  # a quarter: both branches left out
+    assert not (block.eval()(x) == x).flatten(1).all(dim=1).any()
+
+
+def test_the_rate_grows_linearly_with_the_depth() -> None:
+    rates = [block.drop_path.rate for block in stack(5, 8, 2, 4.0, BlockOptions(drop_path=0.2))]
+    assert rates == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
+    assert [block.drop_path.rate for block in stack(1, 8, 2, 4.0, BlockOptions(drop_path=0.2))] == [0.0]
+
+
+# ---------------------------------------------------------------------- a stack of blocks
+
+
+class Passes:
+    """Counts how often the blocks are computed."""
+
+    def __init__(self, blocks: nn.ModuleList) -> None:
+        self.count = 0
+        for block in blocks:
+            block.register_forward_pre_hook(self.another)
+
+    def another(self, *rest: Any) -> None:
+        self.count += 1
+
+
+def gradients(options: BlockOptions, rotation: Rotation | None) -> tuple[Tensor, list[Tensor], Passes]:
+    torch.manual_seed(4)
+    blocks, x = stack(3, 24, 3, 2.0, options), torch.randn(6, 4, 24, requires_grad=True)
+    passes = Passes(blocks)
+    y, _ = run(blocks, x, rotation, options)
+    found = torch.autograd.grad(y.square().sum(), [x, *blocks.parameters()])
+    return y, list(found), passes
+
+
+@pytest.mark.parametrize("settings", [{}, {"drop_path": 0.5}, {"swiglu": True}])
+@pytest.mark.parametrize("rotary", [False, True])
+def test_checkpointed_activations_change_neither_output_nor_gradient(settings: dict[str, Any], rotary: bool) -> None:
+    rotation = RoPE().rotation(torch.arange(4).unsqueeze(0), (1, 2, 2), 8) if rotary else None
+    plain, wanted, once = gradients(BlockOptions(**settings), rotation)
+    again, found, twice = gradients(BlockOptions(**settings, checkpoint_activations=True), rotation)
+    assert (once.count, twice.count) == (3, 6)
+    assert torch.equal(again, plain)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("training", "grad"), [(False, True), (True, False)])
+def test_activations_are_kept_where_there_is_no_backward_pass_in_training(training: bool, grad: bool) -> None:
+    options = BlockOptions(checkpoint_activations=True)
+    blocks, x = stack(2, 8, 2, 2.0, options).train(training), torch.randn(1, 3, 8, requires_grad=True)
+    passes = Passes(blocks)
+    with torch.set_grad_enabled(grad):
+        y, _ = run(blocks, x, None, options)
+    if grad:
+        y.sum().backward()
+    assert passes.count == 2
+
+
+def test_outputs_of_inner_blocks_come_in_the_order_asked_for() -> None:
+    options = BlockOptions()
+    blocks, x = stack(3, 8, 2, 2.0, options), torch.randn(2, 3, 8)
+    steps = [x]
+    for block in blocks:
+        steps.append(block(steps[-1]))
+    last, kept = run(blocks, x, None, options, [2, 0])
+    assert torch.equal(last, steps[3])
+    assert [torch.equal(a, b) for a, b in zip(kept, (steps[3], steps[1]), strict=True)] == [True, True]
+    assert run(blocks, x, None, options)[1] == []
+
+
+@pytest.mark.parametrize("number", [3, -1, 24])
+def test_a_block_that_does_not_exist_is_refused_with_the_numbers_that_do(number: int) -> None:
+    with pytest.raises(ValueError, match=rf"out_layers \[0, {number}\] of 3 blocks: use numbers from 0 to 2"):
+        run(stack(3, 8, 2, 2.0, BlockOptions()), torch.randn(1, 2, 8), None, BlockOptions(), [0, number])

@@ -1,0 +1,40 @@
+"""The optimizer of a training that starts where another one ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.distributed.tensor import DTensor
+
+
+class OptimizerState(Callback):
+    """Gives the optimizer the moments of another training, once, when training begins.
+
+    Learning rate and weight decay are set in every step by the module's schedules and are not taken over.
+
+    Args:
+        state: What the other optimizer's ``state_dict`` returned.
+    """
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.state: dict[str, Any] | None = state
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Load them, if the parameters are the same.
+
+        Raises:
+            ValueError: If they are not.
+        """
+        state, self.state = self.state, None
+        if state is None:
+            return
+        (optimizer,) = trainer.optimizers
+        if any(isinstance(p, DTensor) for group in optimizer.param_groups for p in group["params"]):
+            rank_zero_warn("--init_from: under FSDP2 only the networks are taken over, the optimizer starts anew")
+            return
+        mine = optimizer.state_dict()["param_groups"]
+        if [len(group["params"]) for group in state["param_groups"]] != [len(group["params"]) for group in mine]:
+            raise ValueError("--init_from: the optimizer of that checkpoint has other parameters than this model")
+        optimizer.load_state_dict({"state": state["state"], "param_groups": mine})
