@@ -166,7 +166,9 @@ def start_from(module: nn.Module, path: str | Path) -> dict[str, Any] | None:
     try:
         module.load_state_dict({**source, **{name: mine[name] for name in tables}})
     except RuntimeError as error:
-        raise ValueError(f"--init_from {path}: its tensors do not fit this model: {error}") from error
+        raise ValueError(
+            f"--init_from {path}: its tensors do not fit this model: {' '.join(str(error).split())}"
+        ) from error
     return cast("dict[str, Any] | None", (content.get("optimizer_states") or [None])[0])
 
 

@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "distributed": set(),
     "losses": {"distributed"},
     "models": {"masking.tokens"},
-    "methods": {"models", "losses", "masking", "schedules", "distributed", "metrics"},
+    # A probe reads the checkpoint that it is given, when it is built.
+    "methods": {"models", "losses", "masking", "schedules", "distributed", "metrics", "checkpoint"},
     "data": {"masking", "distributed", "messages"},
     "evaluation": {"metrics", "distributed", "masking", "messages"},
     "callbacks": {"evaluation", "metrics", "distributed", "masking", "checkpoint", "messages"},

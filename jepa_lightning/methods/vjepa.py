@@ -81,7 +81,12 @@ class VJEPA(JEPA):
             token = 0 if self.share_mask_token else family
             predicted = self.predictor(context, masks.context, masks.targets, token, grid, target)  # (B, M, Nt, D)
             losses.append((predicted - target).abs().pow(self.loss_exp).mean() / self.loss_exp)
-            spread.append((predicted.detach().flatten(1, 2).float().var(dim=1) + 1e-4).sqrt())  # (B, D)
+            spread.append(
+                (
+                    predicted.detach().flatten(1, 2).float().var(dim=1, correction=min(1, masks.targets[0].numel() - 1))
+                    + 1e-4
+                ).sqrt()
+            )  # (B, D)
         with torch.no_grad():  # watched, not trained: of the last family
             watched = {
                 "variance": F.relu(1.0 - torch.stack(spread).mean(dim=0)).mean(),

@@ -45,13 +45,19 @@ class Positions(ABC):
 
 @dataclass(frozen=True)
 class SinCos2D(Positions):
-    """Image positions of I-JEPA: the column fills the first half of the channels, the row the second."""
+    """Image positions: half of the channels for the column, half for the row.
+
+    Args:
+        column_first: Give the column the first half (I-JEPA); otherwise the row has it (V-JEPA's image encoders).
+    """
+
+    column_first: bool = True
 
     def table(self, grid: Grid, dim: int) -> Float[Tensor, "1 tokens dim"]:
         """See sincos_2d; a grid with several steps in time is an error."""
         if grid[0] != 1:
             raise ValueError(f"SinCos2D has no time, but the grid is {grid}: use positions SinCos3D or RoPE for video")
-        return sincos_2d(*grid[1:], dim)
+        return sincos_2d(*grid[1:], dim, self.column_first)
 
     def fit(self, table: Float[Tensor, "1 tokens dim"], grid: Grid, wanted: Grid) -> Float[Tensor, "1 wanted dim"]:
         """Bicubic."""
@@ -61,8 +67,6 @@ class SinCos2D(Positions):
 @dataclass(frozen=True)
 class SinCos3D(Positions):
     """Video positions of V-JEPA: time, height and width one after the other.
-
-    On an image grid (one step in time) height and width share the channels, height first, as in the official code.
 
     Args:
         uniform_power: Give the three coordinates the same number of channels (every released V-JEPA); otherwise time
@@ -173,8 +177,6 @@ def sincos_3d(grid: Grid, dim: int, uniform_power: bool = True) -> Float[Tensor,
     Raises:
         ValueError: If the channels cannot be shared: ``dim`` must be even, without ``uniform_power`` a multiple of 8.
     """
-    if grid[0] == 1:
-        return sincos_2d(*grid[1:], dim, column_first=False)
     if dim % (2 if uniform_power else 8):
         raise ValueError(f"3-D sine-cosine positions need a dimension divisible by 8 (uniform_power: 2), got {dim}")
     widths = [2 * -(-dim // 6)] * 3 if uniform_power else [dim // 2, dim // 4, dim // 4]

@@ -73,6 +73,8 @@ class Predictor(nn.Module):
         target_noise: TargetNoise | None = None,
     ) -> None:
         super().__init__()
+        if num_mask_tokens is not None and num_mask_tokens < 1:
+            raise ValueError(f"num_mask_tokens must be at least 1, got {num_mask_tokens}; null for one that serves all")
         self.grid, self.positions, self.target_noise = encoder.grid, encoder.positions, target_noise
         self.num_heads = encoder.num_heads if num_heads is None else num_heads
         self.options = blocks or BlockOptions()

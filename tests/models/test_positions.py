@@ -25,7 +25,7 @@ def table_of(kind: str, case: dict[str, Any]) -> Tensor:
     side = case["grid"]
     if kind == "vjepa_3d":
         return SinCos3D(case["uniform_power"]).table((case["depth"], side, side), case["embed_dim"])[0]
-    return (SinCos3D() if kind == "vjepa_2d" else SinCos2D()).table((1, side, side), case["embed_dim"])[0]
+    return SinCos2D(column_first=kind == "ijepa_2d").table((1, side, side), case["embed_dim"])[0]
 
 
 @pytest.mark.parametrize(("kind", "number"), CASES)
@@ -140,11 +140,15 @@ def test_a_table_of_clips_equals_a_naive_loop_on_a_non_square_grid(
     torch.testing.assert_close(sincos_3d((3, 2, 4), dim, uniform_power), expected, rtol=0, atol=1e-6)
 
 
-def test_on_images_the_row_fills_the_first_half_and_the_column_the_second() -> None:
-    table = SinCos3D().table((1, 3, 4), 8).reshape(3, 4, 8)
+def test_v_jepa_on_images_has_the_row_in_the_first_half_and_the_column_in_the_second() -> None:
+    table = SinCos2D(column_first=False).table((1, 3, 4), 8).reshape(3, 4, 8)
     assert (table[:, :, :4] == table[:, :1, :4]).all()
     assert (table[:, :, 4:] == table[:1, :, 4:]).all()
-    assert torch.equal(table, SinCos3D(uniform_power=False).table((1, 3, 4), 8).reshape(3, 4, 8))
+
+
+def test_clips_of_one_step_keep_the_channels_of_time() -> None:
+    one, two = SinCos3D().table((1, 3, 4), 12), SinCos3D().table((2, 3, 4), 12)
+    assert torch.equal(one, two[:, :12])
 
 
 @pytest.mark.parametrize(("dim", "uniform_power"), [(13, True), (12, False), (20, False)])
