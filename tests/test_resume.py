@@ -86,6 +86,20 @@ def test_a_killed_run_resumes_bit_for_bit(image_folder: Path) -> None:
     assert_same_end("whole", "parts")
 
 
+@pytest.mark.parametrize("name", ["vjepa.yaml", pytest.param("vjepa2.yaml", marks=pytest.mark.slow)])
+def test_a_killed_run_on_videos_resumes_bit_for_bit(name: str) -> None:
+    video = ["fit", "--config", name, *OPTIONS[3:], "--model.encoder.num_frames=4", "--trainer.limit_train_batches=8"]
+    video.append("--trainer.limit_val_batches=1")
+    main([*video, "--trainer.logger.init_args.name=whole", "--data.num_workers=0"])
+    killed = [*video, "--trainer.logger.init_args.name=parts", "--data.num_workers=2",
+              "--trainer.callbacks+=killer.Kill", "--trainer.callbacks.step=13"]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])}
+    result = subprocess.run([sys.executable, "-m", "jepa_lightning", *killed], env=environment, check=False)
+    assert result.returncode == -signal.SIGKILL
+    main([*video, "--trainer.logger.init_args.name=parts", "--data.num_workers=1", "--ckpt_path=last.ckpt"])
+    assert_same_end("whole", "parts")
+
+
 @pytest.mark.parametrize(
     ("step", "hook"),
     [
