@@ -1,13 +1,24 @@
 """LightningDataModules and the sources they read."""
 
 from jepa_lightning.data.base import JEPADataModule
+from jepa_lightning.data.clips import ClipSampler
+from jepa_lightning.data.decode import Decoder, PyAVDecoder, TorchCodecDecoder
 from jepa_lightning.data.embedded import DigitScenes
 from jepa_lightning.data.images import ImageDataModule, ImageDataset
+from jepa_lightning.data.moving_digits import MovingDigits
 from jepa_lightning.data.sources import Folder, Images, ImageSource, Torchvision
 from jepa_lightning.data.transforms import CleanTransform, PretrainTransform
+from jepa_lightning.data.video_mixture import Mixture
+from jepa_lightning.data.video_sources import StillImages, VideoFolder, VideoList, Videos, VideoSource
+from jepa_lightning.data.video_transforms import CleanClipTransform, PretrainClipTransform
+from jepa_lightning.data.videos import ClipFormat, VideoDataModule, VideoDataset, VideoReader
 
 __all__ = [
+    "CleanClipTransform",
     "CleanTransform",
+    "ClipFormat",
+    "ClipSampler",
+    "Decoder",
     "DigitScenes",
     "Folder",
     "ImageDataModule",
@@ -15,6 +26,19 @@ __all__ = [
     "ImageSource",
     "Images",
     "JEPADataModule",
+    "Mixture",
+    "MovingDigits",
+    "PretrainClipTransform",
     "PretrainTransform",
+    "PyAVDecoder",
+    "StillImages",
+    "TorchCodecDecoder",
     "Torchvision",
+    "VideoDataModule",
+    "VideoDataset",
+    "VideoFolder",
+    "VideoList",
+    "VideoReader",
+    "VideoSource",
+    "Videos",
 ]

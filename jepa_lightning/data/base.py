@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from jepa_lightning import distributed
-from jepa_lightning.data.sampler import EpochSampler, ResumableLoader
-from jepa_lightning.masking import MaskCollator, MaskedBatch, MaskSampler, seeded
+from jepa_lightning.data.sampler import EpochSampler, ResumableLoader, Shares
+from jepa_lightning.masking import MaskCollator, MaskedBatch, MaskSampler, Sample, seeded
 from jepa_lightning.masking.sampler import Grid
 
 MaskFactory = Callable[[Grid], MaskSampler]
+Classes = list[str] | list[list[str]]
+Collator = Callable[[Sequence[Sample]], MaskedBatch]
 
 
 class JEPADataModule(LightningDataModule):
@@ -27,7 +30,8 @@ class JEPADataModule(LightningDataModule):
     Subclasses say how to make a data set for a split; everything about loaders is here.
 
     Args:
-        masks: Builds the mask sampler for a token grid.
+        mask_factory: Builds the mask sampler for a token grid; None for batches without masks. (Not called masks: the
+            command line would take the lack of a default here for null, and prefer it to a subclass's default.)
         batch_size: Samples in a batch of one process.
         num_workers: Loader processes; null for one less than this process has cores, at most 8.
         seed: Key of shuffles, crops and masks; null for the seed of the run (``seed_everything``).
@@ -37,9 +41,12 @@ class JEPADataModule(LightningDataModule):
         std: Standard deviation of each channel.
     """
 
+    group = ""
+    """Where the arguments for what the model says stand in the configuration, for messages."""
+
     def __init__(
         self,
-        masks: MaskFactory,
+        mask_factory: MaskFactory | None,
         batch_size: int,
         num_workers: int | None,
         seed: int | None,
@@ -51,7 +58,7 @@ class JEPADataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.masks, self.batch_size = masks, batch_size
+        self.masks, self.batch_size = mask_factory, batch_size
         self.num_workers = _default_workers() if num_workers is None else num_workers
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self.img_size, self.patch_size = img_size, patch_size
@@ -63,8 +70,17 @@ class JEPADataModule(LightningDataModule):
 
     @property
     @abstractmethod
-    def classes(self) -> list[str]:
-        """Names of the classes; fewer than two if the data cannot be probed."""
+    def classes(self) -> Classes:
+        """Names of the classes, fewer than two if the data cannot be probed; with several labels a list for each."""
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """What the labels are, if a sample has several: ``labels`` of a batch are then (B, L). Empty for one label."""
+        return ()
+
+    def names(self, index: Sequence[int]) -> list[str]:
+        """Names of samples of ``predict_dataloader``, for result files."""
+        return [str(i) for i in index]
 
     def size(self) -> tuple[int, int]:
         """Height and width of the inputs in pixels.
@@ -75,32 +91,48 @@ class JEPADataModule(LightningDataModule):
         size = self._of_the_model("img_size") if self.img_size is None else self.img_size
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
-    def sampler(self) -> MaskSampler:
-        """The mask sampler for the token grid of these inputs."""
+    def grid(self) -> Grid:
+        """Tokens of these inputs along time, height and width.
+
+        Raises:
+            ValueError: If the patch size does not divide the inputs.
+        """
         patch_size = self._of_the_model("patch_size") if self.patch_size is None else self.patch_size
         height, width = self.size()
         if height % patch_size or width % patch_size:
-            raise ValueError(f"data.img_size {height}x{width} is not divisible by the model's patch_size {patch_size}")
-        return self.masks((1, height // patch_size, width // patch_size))
+            name = f"data.{self.group}img_size"
+            raise ValueError(f"{name} {height}x{width} is not divisible by the model's patch_size {patch_size}")
+        return (1, height // patch_size, width // patch_size)
+
+    def sampler(self) -> MaskSampler | None:
+        """The mask sampler for the token grid of these inputs; None if there are no masks."""
+        return None if self.masks is None else self.masks(self.grid())
 
     def _of_the_model(self, name: str) -> Any:
         encoder = None if self.trainer is None else getattr(self.trainer.lightning_module, "encoder", None)
         if encoder is None:
-            raise ValueError(f"{type(self).__name__} has no model to take {name} from: give {name}=")
+            raise ValueError(f"{type(self).__name__} has no model to take {name} from: give {self.group}{name}=")
         return getattr(encoder, name)
 
     # ------------------------------------------------------------------ loaders
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled, augmented, masked; goes on where a checkpoint left off."""
-        dataset = self.dataset("train", augment=True)
-        sampler = EpochSampler(len(dataset), self.batch_size, self.seed)  # type: ignore[arg-type]
+        return self._training_loader(self.dataset("train", augment=True), self.sampler())
+
+    def shares(self) -> Shares | None:
+        """How often an epoch draws from which part of the training split; None for every sample once."""
+        return None
+
+    def _training_loader(self, dataset: Dataset[Any], masks: MaskSampler | None) -> ResumableLoader:
+        sampler = EpochSampler(len(dataset), self.batch_size, self.seed, self.shares())  # type: ignore[arg-type]
         if len(sampler) < self.batch_size:
             raise ValueError(
                 f"the training split has {sampler.size} samples, {len(sampler)} for each of {sampler.num_replicas} "
                 f"processes, fewer than one batch of {self.batch_size}: set --data.batch_size to at most {len(sampler)}"
             )
-        return ResumableLoader(dataset, sampler=sampler, drop_last=True, **self._loader_options(self.sampler()))
+        options = {**self._loader_options(masks), "persistent_workers": self.num_workers > 0}
+        return ResumableLoader(dataset, sampler=sampler, drop_last=True, **options)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Held-out samples, clean, with the same masks every time; nothing if there are none."""
@@ -117,8 +149,11 @@ class JEPADataModule(LightningDataModule):
             split: ``train``, ``val`` or ``test``.
             most: At most that many samples, chosen once for all runs with the same seed.
         """
+        return self._probe_loader(partial(self.dataset, split, augment=False), split, most)
+
+    def _probe_loader(self, make: Callable[[], Dataset[Any]], split: str, most: int | None) -> DataLoader[Any] | None:
         try:
-            dataset = self.dataset(split, augment=False)
+            dataset = make()
         except FileNotFoundError:
             if split == "train":
                 raise
@@ -150,14 +185,18 @@ class JEPADataModule(LightningDataModule):
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0 and masks is not None,
             "pin_memory": torch.cuda.is_available(),
-            "collate_fn": MaskCollator(masks, self.seed),
+            "collate_fn": self.collator(masks),
             "generator": seeded("workers", self.seed),  # or every iteration would draw from the global one
         }
+
+    def collator(self, masks: MaskSampler | None) -> Collator:
+        """Makes batches of samples, with masks if there is a sampler for them."""
+        return MaskCollator(masks, self.seed)
 
     # ------------------------------------------------------------------ on the device
 
     def normalize(self, inputs: Tensor) -> Tensor:
-        """uint8 pixels (B, C, ...) to normalised float; float inputs are taken as they are."""
+        """uint8 images (B, C, H, W) or clips (B, [K,] C, T, H, W) to normalised float; float is taken as it is."""
         if inputs.dtype != torch.uint8:
             return inputs
         mean, std = self._statistics(inputs)
@@ -169,7 +208,8 @@ class JEPADataModule(LightningDataModule):
         return inputs.float() * std + mean
 
     def _statistics(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        shape = (1, -1, *[1] * (inputs.ndim - 2))
+        channels = 2 if inputs.ndim == 6 else 1  # several clips of a video stand before its channels
+        shape = [-1 if axis == channels else 1 for axis in range(inputs.ndim)]
         mean, std = (torch.tensor(values, device=inputs.device).view(shape) for values in (self.mean, self.std))
         return mean, std
 

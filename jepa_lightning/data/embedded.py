@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,25 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jepa_lightning"
 
 
+def write_once(folder: Path, write: Callable[[Path], None]) -> None:
+    """Make a folder by writing a temporary one and renaming it, unless it is there already.
+
+    Args:
+        folder: The folder.
+        write: Fills the temporary folder; if it fails, nothing stays behind.
+    """
+    if folder.is_dir():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    try:
+        write(temporary)
+        if not folder.is_dir():  # another process may have been first
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 class DigitScenes(ImageSource):
     """Handwritten digits in cluttered scenes, ten classes; needs no download.
 
@@ -48,18 +68,12 @@ class DigitScenes(ImageSource):
 
     def prepare(self) -> None:
         """Write the files, if they are not there; an interrupted attempt leaves nothing behind that counts."""
-        if self.root.is_dir():
-            return
-        self.root.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f"{self.root.name}.", dir=self.root.parent))
-        try:
-            with tqdm(total=sum(COUNTS.values()), desc=f"Writing {self.root}", unit="image", disable=None) as progress:
-                for split, count in COUNTS.items():
-                    _write_split(temporary / split, split, count, self.size, progress)
-            if not self.root.is_dir():  # another process may have been first
-                temporary.rename(self.root)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        write_once(self.root, self._write)
+
+    def _write(self, folder: Path) -> None:
+        with tqdm(total=sum(COUNTS.values()), desc=f"Writing {self.root}", unit="image", disable=None) as progress:
+            for split, count in COUNTS.items():
+                _write_split(folder / split, split, count, self.size, progress)
 
     def split(self, split: Split) -> Images:
         """The scenes of a split, read as any folder of images is."""
@@ -67,12 +81,7 @@ class DigitScenes(ImageSource):
 
 
 def _write_split(folder: Path, split: str, count: int, size: int, progress: tqdm[Any]) -> None:
-    from sklearn.datasets import load_digits, load_sample_images
-
-    digits = load_digits()
-    images, labels = digits.images[DIGITS[split]], digits.target[DIGITS[split]]
-    first, last = COLUMNS[split]
-    photographs = [p[:, int(first * p.shape[1]) : int(last * p.shape[1])] for p in load_sample_images().images]
+    images, labels, photographs = parts(split)
     for label in range(10):
         (folder / str(label)).mkdir(parents=True)
     for number in range(count):
@@ -81,6 +90,16 @@ def _write_split(folder: Path, split: str, count: int, size: int, progress: tqdm
         scene = render(images[digit], photographs, size, random)
         scene.save(folder / str(labels[digit]) / f"{number:05d}.jpg", quality=92)
         progress.update()
+
+
+def parts(split: str) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """What only this split may show: digits (N, 8, 8) from 0 to 16, their labels (N,), and pieces of photographs."""
+    from sklearn.datasets import load_digits, load_sample_images
+
+    digits = load_digits()
+    first, last = COLUMNS[split]
+    photographs = [p[:, int(first * p.shape[1]) : int(last * p.shape[1])] for p in load_sample_images().images]
+    return digits.images[DIGITS[split]], digits.target[DIGITS[split]], photographs
 
 
 def render(digit: np.ndarray, photographs: list[np.ndarray], size: int, random: Generator) -> Image.Image:
@@ -92,9 +111,9 @@ def render(digit: np.ndarray, photographs: list[np.ndarray], size: int, random: 
         size: Side of the scene in pixels.
         random: Source of every choice.
     """
-    scene = _piece(photographs, size, random)
+    scene = piece(photographs, size, random)
     for _ in range(int(random.integers(1, 4))):
-        _clutter(scene, _piece(photographs, size, random), random)
+        clutter(scene, piece(photographs, size, random), random)
     side = int(size * random.uniform(0.5, 0.8))
     stroke = Image.fromarray((digit * (255 / 16)).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
     stroke = stroke.rotate(random.uniform(-15, 15), Image.Resampling.BILINEAR)
@@ -106,7 +125,7 @@ def render(digit: np.ndarray, photographs: list[np.ndarray], size: int, random: 
     return scene
 
 
-def _piece(photographs: list[np.ndarray], size: int, random: Generator) -> Image.Image:
+def piece(photographs: list[np.ndarray], size: int, random: Generator) -> Image.Image:
     """A random square of a random photograph, at a random scale."""
     photograph = photographs[int(random.integers(len(photographs)))]
     height, width, _ = photograph.shape
@@ -117,7 +136,7 @@ def _piece(photographs: list[np.ndarray], size: int, random: Generator) -> Image
     return ImageEnhance.Contrast(piece).enhance(random.uniform(*CONTRAST))
 
 
-def _clutter(scene: Image.Image, other: Image.Image, random: Generator) -> None:
+def clutter(scene: Image.Image, other: Image.Image, random: Generator) -> None:
     """Paste an ellipse or a bar of another piece, so that edges alone do not show where the digit is."""
     size = scene.width
     mask = Image.new("L", scene.size)

@@ -1,4 +1,4 @@
-"""Where images come from: a folder, a torchvision data set, or the scenes that ship with the package (embedded.py)."""
+"""Where samples come from, and where images do: a folder, a torchvision data set, or embedded scenes (embedded.py)."""
 
 from __future__ import annotations
 
@@ -8,45 +8,72 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from PIL import Image, ImageOps
 from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
 Split = Literal["train", "val", "test", "all"]
-"""``all`` is every image there is, for `jepa predict`."""
+"""``all`` is every sample there is, for `jepa predict`."""
+Label = int | tuple[int, ...]
+"""A class index, -1 if unknown, or one for each of several labels."""
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 
 
-class Images(ABC):
-    """A list of images.
+class Listing(ABC):
+    """A list of samples with labels, nothing of them decoded.
 
     Attributes:
-        labels: Class index of each image, -1 if unknown.
-        classes: Names of the classes.
+        labels: Class index of each sample, -1 if unknown; with several labels a tuple of them.
+        classes: Names of the classes; with several labels one list for each.
+        label_names: What the labels are, if there are several; empty for the usual single label.
     """
 
-    labels: Sequence[int]
-    classes: Sequence[str]
+    labels: Sequence[Label]
+    classes: Sequence[str] | Sequence[Sequence[str]]
+    label_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @abstractmethod
-    def image(self, index: int) -> Image.Image:
-        """The decoded image in RGB; raises whatever the decoder raises."""
-
-    @abstractmethod
     def name(self, index: int) -> str:
         """A name for messages and result files."""
 
+    def key(self, index: int) -> str:
+        """What tells it from the samples of every other listing."""
+        return self.name(index)
 
-class ImageSource(ABC):
-    """Images with labels in up to three splits."""
+
+class Source(ABC):
+    """Samples in up to three splits."""
 
     def prepare(self) -> None:  # noqa: B027  # most sources have nothing to do
         """Download or render what is missing; called by one process of each machine, before ``split``."""
+
+    @abstractmethod
+    def split(self, split: Split) -> Listing:
+        """The samples of a split.
+
+        Raises:
+            FileNotFoundError: If the source has no such split, or is not there.
+        """
+
+
+class Images(Listing):
+    """A list of images."""
+
+    labels: Sequence[int]
+    classes: Sequence[str]
+
+    @abstractmethod
+    def image(self, index: int) -> Image.Image:
+        """The decoded image in RGB; raises whatever the decoder raises."""
+
+
+class ImageSource(Source):
+    """Images with labels in up to three splits."""
 
     @abstractmethod
     def split(self, split: Split) -> Images:
@@ -57,23 +84,114 @@ class ImageSource(ABC):
         """
 
 
-class FileImages(Images):
-    """Image files, decoded by Pillow and turned upright as their EXIF data asks."""
+class Files(Listing):
+    """Files below a folder."""
 
-    def __init__(self, root: Path, files: Sequence[str], labels: Sequence[int], classes: Sequence[str]) -> None:
+    labels: Sequence[Any]
+    classes: Sequence[Any]
+
+    def __init__(
+        self,
+        root: Path,
+        files: Sequence[str],
+        labels: Sequence[Any],
+        classes: Sequence[Any],
+        label_names: tuple[str, ...] = (),
+    ) -> None:
         self.root, self.files, self.labels, self.classes = root, files, labels, classes
-
-    def image(self, index: int) -> Image.Image:
-        """Decode the whole file, so that a truncated one fails here."""
-        with Image.open(self.root / self.files[index]) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+        self.label_names = label_names
 
     def name(self, index: int) -> str:
         """Path below the root."""
         return self.files[index]
 
+    def key(self, index: int) -> str:
+        """The whole path."""
+        return str(self.root / self.files[index])
 
-class Folder(ImageSource):
+
+class FileImages(Files, Images):
+    """Image files, decoded by Pillow and turned upright as their EXIF data asks."""
+
+    def image(self, index: int) -> Image.Image:
+        """Decode the whole file, so that a truncated one fails here."""
+        return read_image(self.root / self.files[index])
+
+
+def read_image(path: Path) -> Image.Image:
+    """The image in RGB, upright."""
+    with Image.open(path) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+F = TypeVar("F", bound=Files)
+
+
+class ClassFolders(Source, Generic[F]):
+    """Files in folders, by class or not; subclasses say which files.
+
+    Args:
+        root: The folder.
+        holdout: Fraction kept for validation where there is no ``val`` folder; chosen by a hash of the file name, so
+            that it stays the same when files are added.
+    """
+
+    kind: ClassVar[str]
+    extensions: ClassVar[set[str]]
+    listing: type[F]
+
+    def __init__(self, root: str, holdout: float = 0.1) -> None:
+        self.root, self.holdout = Path(root).expanduser(), holdout
+
+    def split(self, split: Split) -> F:
+        """The files of a split.
+
+        Raises:
+            FileNotFoundError: No such folder, no files of this kind in it, or no such split.
+        """
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"no such folder: {self.root} (set --data.root to a folder of {self.kind}s)")
+        if split == "all":
+            return self._scan(self.root)
+        if (self.root / "train").is_dir():
+            return self._named_split(split)
+        if split == "test":
+            raise FileNotFoundError(f"{self.root} has no test split: add a folder {self.root / 'test'}")
+        found = self._scan(self.root)
+        chosen = [i for i, out in enumerate(held_out(found.files, self.holdout)) if out == (split == "val")]
+        return self.listing(
+            found.root, [found.files[i] for i in chosen], [found.labels[i] for i in chosen], found.classes
+        )
+
+    def _named_split(self, split: Split) -> F:
+        if not (self.root / split).is_dir():
+            raise FileNotFoundError(f"{self.root} has no {split} split: add a folder {self.root / split}")
+        found = self._scan(self.root / split)
+        if split != "train":  # a class that only training has must not shift the labels
+            classes = list(self._scan(self.root / "train").classes)
+            unknown = sorted(set(found.classes) - set(classes))
+            if unknown:
+                raise FileNotFoundError(f"{self.root / split} has classes that {self.root / 'train'} lacks: {unknown}")
+            labels = [classes.index(found.classes[k]) if k >= 0 else -1 for k in found.labels]
+            return self.listing(found.root, found.files, labels, classes)
+        return found
+
+    def _scan(self, folder: Path) -> F:
+        files = []
+        for path, _, names in tqdm(os.walk(folder), desc=f"Listing {folder}", unit=" folders", delay=2, disable=None):
+            below = Path(path).relative_to(folder)
+            files += [(below / name).as_posix() for name in names if Path(name).suffix.lower() in self.extensions]
+        files.sort()
+        if not files:
+            looked_for = ", ".join(sorted(self.extensions))
+            raise FileNotFoundError(f"no {self.kind} files in {folder} (looked for {looked_for})")
+        tops = [name.split("/")[0] if "/" in name else "" for name in files]
+        classes = sorted(set(tops) - {""})
+        number = {name: index for index, name in enumerate(classes)}
+        return self.listing(folder, files, [number.get(top, -1) for top in tops], classes)
+
+
+class Folder(ClassFolders[FileImages], ImageSource):
     """Image files in folders.
 
     Three layouts: ``train/CLASS/x.jpg`` with ``val/`` (and perhaps ``test/``) beside it, as ImageNet;
@@ -85,57 +203,9 @@ class Folder(ImageSource):
             that it stays the same when files are added.
     """
 
-    def __init__(self, root: str, holdout: float = 0.1) -> None:
-        self.root, self.holdout = Path(root).expanduser(), holdout
-
-    def split(self, split: Split) -> Images:
-        """The images of a split.
-
-        Raises:
-            FileNotFoundError: No such folder, no images in it, or no such split.
-        """
-        if not self.root.is_dir():
-            raise FileNotFoundError(f"no such folder: {self.root} (set --data.root to a folder of images)")
-        if split == "all":
-            return self._scan(self.root)
-        if (self.root / "train").is_dir():
-            return self._named_split(split)
-        images = self._scan(self.root)
-        if split == "test":
-            raise FileNotFoundError(f"{self.root} has no test split: add a folder {self.root / 'test'}")
-        held_out = [_fraction(name) < self.holdout for name in images.files]
-        if all(held_out) or not any(held_out):  # so few files that none or all were chosen
-            held_out = [len(images) > 1 and position == 0 for position in range(len(images))]
-        chosen = [i for i, out in enumerate(held_out) if out == (split == "val")]
-        return FileImages(
-            images.root, [images.files[i] for i in chosen], [images.labels[i] for i in chosen], images.classes
-        )
-
-    def _named_split(self, split: Split) -> FileImages:
-        if not (self.root / split).is_dir():
-            raise FileNotFoundError(f"{self.root} has no {split} split: add a folder {self.root / split}")
-        images = self._scan(self.root / split)
-        if split != "train":  # a class that only training has must not shift the labels
-            classes = self._scan(self.root / "train").classes
-            unknown = sorted(set(images.classes) - set(classes))
-            if unknown:
-                raise FileNotFoundError(f"{self.root / split} has classes that {self.root / 'train'} lacks: {unknown}")
-            labels = [classes.index(images.classes[k]) if k >= 0 else -1 for k in images.labels]
-            return FileImages(images.root, images.files, labels, classes)
-        return images
-
-    def _scan(self, folder: Path) -> FileImages:
-        files = []
-        for path, _, names in tqdm(os.walk(folder), desc=f"Listing {folder}", unit=" folders", delay=2, disable=None):
-            below = Path(path).relative_to(folder)
-            files += [(below / name).as_posix() for name in names if Path(name).suffix.lower() in EXTENSIONS]
-        files.sort()
-        if not files:
-            raise FileNotFoundError(f"no image files in {folder} (looked for {', '.join(sorted(EXTENSIONS))})")
-        tops = [name.split("/")[0] if "/" in name else "" for name in files]
-        classes = sorted(set(tops) - {""})
-        number = {name: index for index, name in enumerate(classes)}
-        return FileImages(folder, files, [number.get(top, -1) for top in tops], classes)
+    kind = "image"
+    extensions = EXTENSIONS
+    listing = FileImages
 
 
 class TorchvisionImages(Images):
@@ -228,6 +298,14 @@ def _labels(dataset: Any) -> list[int]:
     if hasattr(dataset, "_samples"):
         return [int(label) for _, label in dataset._samples]
     return [int(dataset[i][1]) for i in range(len(dataset))]
+
+
+def held_out(names: Sequence[str], fraction: float) -> list[bool]:
+    """Which of the names are kept for validation: as many as ``fraction`` says, but of two or more at least one."""
+    chosen = [_fraction(name) < fraction for name in names]
+    if all(chosen) or not any(chosen):  # so few names that none or all were chosen
+        chosen = [len(names) > 1 and position == 0 for position in range(len(names))]
+    return chosen
 
 
 def _fraction(name: str) -> float:

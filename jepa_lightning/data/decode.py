@@ -1,0 +1,145 @@
+"""Decoders of video files: PyAV, or torchcodec where it is installed, behind one small interface (video.py)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import av
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from jepa_lightning.data.frame_table import read_frame_table
+from jepa_lightning.data.pyav_video import PyAVVideo
+from jepa_lightning.data.video import Decoder, Video, VideoError, VideoInfo, check_file
+
+__all__ = ["Decoder", "PyAVDecoder", "TorchCodecDecoder", "Video", "VideoError", "VideoInfo", "with_timeout"]
+
+T = TypeVar("T")
+
+
+class PyAVDecoder(Decoder):
+    """Decodes with PyAV, that is with the FFmpeg libraries inside its wheel.
+
+    Args:
+        threads: Threads that decode one file; 0 for as many as FFmpeg likes. One is best in loader workers, which are
+            many already.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        if threads < 0:
+            raise ValueError(f"threads must be at least 0, got {threads}")
+        self.threads = threads
+
+    def open(self, path: str | Path) -> Video:
+        """Open a file and find out where its frames are, without decoding any."""
+        return PyAVVideo(check_file(path), self.threads)
+
+
+class TorchCodecDecoder(Decoder):
+    """Decodes with torchcodec, which uses the FFmpeg libraries of the machine.
+
+    Args:
+        threads: Threads that decode one file; 0 for as many as FFmpeg likes.
+
+    Raises:
+        ImportError: If torchcodec is not installed, or does not find FFmpeg.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        self.threads = threads
+        _torchcodec()
+
+    def open(self, path: str | Path) -> Video:
+        """Open a file; torchcodec reads all of it once to know its frames."""
+        return TorchCodecVideo(check_file(path), self.threads)
+
+
+class TorchCodecVideo(Video):
+    """A file opened by torchcodec.
+
+    Args:
+        path: The file.
+        threads: Threads of its decoder.
+    """
+
+    def __init__(self, path: str, threads: int) -> None:
+        if not Path(path).exists():
+            raise FileNotFoundError(f"no such file: {path}")
+        self.path = path
+        try:
+            self.decoder = _torchcodec()(path, num_ffmpeg_threads=threads, dimension_order="NHWC", seek_mode="exact")
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise VideoError(f"{path} cannot be opened by torchcodec ({reason}): replace it") from error
+        data = self.decoder.metadata
+        fps, frames = float(data.average_fps), int(data.num_frames)
+        self.info = VideoInfo(frames, fps, float(data.duration_seconds), int(data.height), int(data.width))
+
+    def times(self) -> Float[np.ndarray, " frames"]:
+        """When each frame is shown, from the container: torchcodec tells it only with the pixels."""
+        with av.open(f"file:{self.path}") as container:
+            stream = container.streams.video[0]
+            table, tick = read_frame_table(container, stream, self.path), float(stream.time_base or 1)
+        if table is None or len(table.shown) != self.info.frames:
+            raise VideoError(f"{self.path} does not say when its {self.info.frames} frames are shown: use PyAVDecoder")
+        return (table.shown - table.shown[0]) * tick
+
+    def frames(self, index: Sequence[int]) -> UInt8[Tensor, "n height width 3"]:
+        """Frames by their position."""
+        if bad := [position for position in index if not 0 <= position < self.info.frames]:
+            raise IndexError(f"{self.path} has frames 0 to {self.info.frames - 1}, not {bad[0]}")
+        if not len(index):
+            return torch.empty((0, self.info.height, self.info.width, 3), dtype=torch.uint8)
+        try:
+            return self.decoder.get_frames_at(list(index)).data
+        except RuntimeError as error:
+            raise VideoError(f"{self.path} cannot be decoded ({str(error).splitlines()[0]}): replace it") from error
+
+
+def _torchcodec() -> Any:
+    """Its VideoDecoder; imported when used, because it loads FFmpeg a second time."""
+    try:
+        from torchcodec.decoders import VideoDecoder
+    except (ImportError, RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ImportError(
+            f"torchcodec cannot be imported ({reason}): pip install 'jepa-lightning[torchcodec]' and FFmpeg's "
+            "libraries (apt install ffmpeg), or use PyAVDecoder"
+        ) from error
+    return VideoDecoder
+
+
+def with_timeout(function: Callable[[], T], seconds: float) -> T:
+    """The result of a function that may never return, as reading from a dead disk does.
+
+    It runs in a thread of its own. If that is late it is left behind, for nothing can stop it, and the caller goes on.
+
+    Args:
+        function: What to do.
+        seconds: How long to wait.
+
+    Raises:
+        TimeoutError: If it took longer.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:  # goes on in the caller
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="with_timeout", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError(f"no answer within {seconds:g} seconds")
+    return results[0]

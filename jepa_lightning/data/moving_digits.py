@@ -1,0 +1,187 @@
+"""The embedded clips: scikit-learn's handwritten digits moving over its photographs, written once as MP4 files.
+
+A clip shows one digit that goes right, left, up or down and starts again at the opposite border when it reaches one, or
+that goes round a square, clockwise or anticlockwise. In every frame of every motion each position is equally likely,
+and nothing else is drawn differently: a single frame says nothing about the motion. (Without the new starts it would:
+what goes right is more to the left at first.) The background stands still, so that the codec leaves few traces of the
+frames before. Digits and pieces of photographs are never shared by splits.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import cast
+
+import av
+import numpy as np
+from av.video.stream import VideoStream
+from jaxtyping import Float, UInt8
+from numpy.random import Generator
+from PIL import Image
+from tqdm import tqdm
+
+from jepa_lightning.data.embedded import clutter, default_cache, parts, piece, write_once
+from jepa_lightning.data.sources import Split
+from jepa_lightning.data.video_sources import FileVideos, VideoSource
+
+VERSION = 1
+"""Part of the folder's name: a change of the rendering makes a new folder."""
+COUNTS: dict[str, int] = {"train": 2000, "val": 400, "test": 400}
+FRAMES, FPS, GOP = 24, 8, 8
+"""Length of a clip, frames a second, frames from one that is coded by itself to the next."""
+SIDE = (0.34, 0.46)
+"""Of the digit, over that of the frame."""
+SPEED = (0.025, 0.04)
+"""Sides of the frame that the digit goes from one frame to the next."""
+
+Path2D = Float[np.ndarray, "frames 2"]
+
+
+class MovingDigits(VideoSource):
+    """Handwritten digits in motion; two labels, ``digit`` (ten) and ``motion`` (six); needs no download.
+
+    Args:
+        size: Side of a frame in pixels, even.
+        cache: Where the files are written, once; null for ~/.cache/jepa_lightning.
+    """
+
+    def __init__(self, size: int = 64, cache: str | None = None) -> None:
+        if size % 2 or size < 32:
+            raise ValueError(f"size must be an even number from 32 on, got {size}")
+        self.size = size
+        self.root = (Path(cache).expanduser() if cache else default_cache()) / f"moving_digits_v{VERSION}_{size}"
+
+    def prepare(self) -> None:
+        """Write the files, if they are not there; an interrupted attempt leaves nothing behind that counts."""
+        write_once(self.root, self._write)
+
+    def _write(self, folder: Path) -> None:
+        with (
+            (folder / "labels.csv").open("w", newline="") as file,
+            tqdm(total=sum(COUNTS.values()), desc=f"Writing {self.root}", unit="clip", disable=None) as progress,
+        ):
+            index = csv.writer(file)
+            index.writerow(["file", "digit", "motion"])
+            for split, count in COUNTS.items():
+                digits, labels, photographs = parts(split)
+                (folder / split).mkdir()
+                for number in range(count):
+                    random = np.random.default_rng([VERSION, list(COUNTS).index(split), number])
+                    digit, motion = int(random.integers(len(digits))), str(random.choice(list(MOTIONS)))
+                    frames = render(digits[digit], photographs, motion, self.size, random)
+                    write_video(folder / split / f"{number:05d}.mp4", frames)
+                    index.writerow([f"{split}/{number:05d}.mp4", labels[digit], motion])
+                    progress.update()
+
+    def split(self, split: Split) -> FileVideos:
+        """The clips of a split."""
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"{self.root} is not there: call prepare() first, or data.prepare_data()")
+        with (self.root / "labels.csv").open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if split in ("all", row["file"].split("/")[0])]
+        motions = list(MOTIONS)
+        labels = [(int(row["digit"]), motions.index(row["motion"])) for row in rows]
+        classes = [[str(digit) for digit in range(10)], motions]
+        return FileVideos(self.root, [row["file"] for row in rows], labels, classes, ("digit", "motion"))
+
+
+def render(
+    digit: np.ndarray, photographs: list[np.ndarray], motion: str, size: int, random: Generator
+) -> UInt8[np.ndarray, "frames size size 3"]:
+    """One clip: background with clutter, the digit in motion, all drawn from ``random``.
+
+    Args:
+        digit: 8x8 intensities from 0 to 16.
+        photographs: Arrays (H, W, 3), uint8.
+        motion: A key of MOTIONS.
+        size: Side of the frames in pixels.
+        random: Source of every choice.
+    """
+    scene = piece(photographs, size, random)
+    for _ in range(int(random.integers(1, 4))):
+        clutter(scene, piece(photographs, size, random), random)
+    side = int(size * random.uniform(*SIDE))
+    stroke = Image.fromarray((digit * (255 / 16)).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    stroke = stroke.rotate(random.uniform(-15, 15), Image.Resampling.BILINEAR)
+    # Bright before dark and dark before bright, by the whole scene: by what is behind, colour would follow the path.
+    low, high = (170, 256) if np.asarray(scene).mean() < 115 else (0, 70)
+    colour = random.integers(low, high, size=3)
+    path = MOTIONS[motion](float(size - side), size * random.uniform(*SPEED), random)
+    alpha = np.pad(np.asarray(stroke, dtype=np.float32) / 255, 1)
+    frames = np.repeat(np.asarray(scene, dtype=np.float32)[None], len(path), axis=0)
+    for frame, (x, y) in zip(frames, path, strict=True):
+        shifted = _shift(alpha, x % 1, y % 1)
+        where = frame[int(y) : int(y) + side + 1, int(x) : int(x) + side + 1]
+        shown = shifted[: where.shape[0], : where.shape[1], None]  # the row and column beyond the border are empty
+        where += shown * (colour - where)
+    return frames.round().astype(np.uint8)
+
+
+def _shift(padded: np.ndarray, x: float, y: float) -> np.ndarray:
+    """An image with a border of one pixel, moved by part of a pixel: one row and one column less."""
+    wide = (1 - x) * padded[:, 1:] + x * padded[:, :-1]
+    return (1 - y) * wide[1:] + y * wide[:-1]
+
+
+def straight(x: float, y: float) -> Callable[[float, float, Generator], Path2D]:
+    """Motion in one direction; at the end of the square it starts again at the other side."""
+
+    def path(room: float, speed: float, random: Generator) -> Path2D:
+        start = random.uniform(0, room, size=2)
+        return (start + speed * np.arange(FRAMES)[:, None] * np.array([x, y])) % room
+
+    return path
+
+
+def round_about(direction: float) -> Callable[[float, float, Generator], Path2D]:
+    """Motion round a square in one quarter of the room: 1 for clockwise, -1 for anticlockwise.
+
+    Squares are drawn in proportion to their circumference, so that together they cover their quarter evenly.
+    """
+
+    def path(room: float, speed: float, random: Generator) -> Path2D:
+        quarter = random.integers(0, 2, size=2) * room / 2 + room / 4
+        radius = room / 4 * np.sqrt(1 - random.uniform())  # above 0, from the middle of the square to its sides
+        turns = random.uniform(0, 4) + direction * speed * np.arange(FRAMES) / (2 * radius)
+        along = 2 * (turns % 1) - 1
+        side = np.floor(turns).astype(int) % 4  # top, right, bottom, left
+        x = np.choose(side, [along, np.ones(FRAMES), -along, -np.ones(FRAMES)])
+        y = np.choose(side, [-np.ones(FRAMES), along, np.ones(FRAMES), -along])
+        return quarter + radius * np.stack([x, y], axis=1)
+
+    return path
+
+
+MOTIONS: dict[str, Callable[[float, float, Generator], Path2D]] = {
+    "right": straight(1, 0),
+    "left": straight(-1, 0),
+    "up": straight(0, -1),
+    "down": straight(0, 1),
+    "clockwise": round_about(1),
+    "anticlockwise": round_about(-1),
+}
+"""By name: (room for the top left corner in pixels, pixels a frame, random) -> its places (x, y) in each frame."""
+
+
+def write_video(path: Path, frames: UInt8[np.ndarray, "frames height width 3"], fps: int = FPS, gop: int = GOP) -> None:
+    """Write an MP4 file: H.264, or MPEG-4 where FFmpeg was built without x264.
+
+    Args:
+        path: The file.
+        frames: Height and width are even.
+        fps: Frames a second.
+        gop: Frames from one that is coded by itself to the next.
+    """
+    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    options = {"crf": "20", "preset": "veryfast"} if codec == "libx264" else {"qscale": "3"}
+    with av.open(str(path), "w") as container:
+        stream = cast(VideoStream, container.add_stream(codec, rate=fps, options=options))
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        stream.codec_context.gop_size, stream.codec_context.thread_count = gop, 1
+        stream.codec_context.time_base = Fraction(1, fps)
+        for pixels in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())

@@ -1,0 +1,279 @@
+"""A video file opened by PyAV: exactly the frames asked for, with as little decoding as that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from av.packet import Packet
+from av.stream import Discard, Disposition
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from jepa_lightning.data.frame_table import BROKEN_OFF, FrameTable, read_frame_table
+from jepa_lightning.data.video import Video, VideoError, VideoInfo
+
+Pixels = UInt8[np.ndarray, "height width 3"]
+
+SKIPPABLE = {"h264", "mpeg4", "mpeg2video", "mpeg1video"}
+"""Codecs that mark the frames no other frame refers to, and whose decoders can leave these out."""
+
+
+class PyAVVideo(Video):
+    """A file opened by PyAV.
+
+    A frame is known by its presentation time and reached from the last keyframe shown before it; frames on the way
+    that no other refers to are left out where the codec allows it. What does not come out in this way is looked for
+    once more, from the beginning of the file and with everything decoded.
+
+    Args:
+        path: The file.
+        threads: Threads of its decoder; 0 for as many as FFmpeg likes.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        VideoError: If it holds no frames that can be decoded.
+    """
+
+    def __init__(self, path: str, threads: int = 1) -> None:
+        self.path, self.threads = path, threads
+        self.reformatter = VideoReformatter()
+        self.size: tuple[int, int] | None = None
+        self.damaged, self.since = False, 0
+        """A frame since that keyframe could not be decoded, so that those up to the next may refer to what is not there."""
+        self._open(probe=False)
+        table = read_frame_table(self.container, self.stream, path)
+        if table is None:  # FFmpeg may know more after it has decoded a little
+            self._reopen(probe=True)
+            table = read_frame_table(self.container, self.stream, path)
+        self.counted = table is None
+        """Frames are known by counting, because the file does not say when they are shown."""
+        if table is None:
+            count = np.arange(sum(1 for _ in self._everything()), dtype=np.int64)
+            table = FrameTable(count, count[:0], count[:0], upright=False)
+        self.table = table
+        if not len(table.shown):
+            self.close()
+            raise VideoError(f"{path} has a video stream without a single frame: replace it")
+
+    def _open(self, probe: bool) -> None:
+        """Open the file and choose the video stream.
+
+        Args:
+            probe: Let FFmpeg decode the first frames to learn more than the headers say, which takes longer than all
+                the rest of opening.
+        """
+        options = {} if probe else {"codec_whitelist": "none"}
+        self.probed = probe
+        try:
+            # After the protocol, a colon or a percent sign in a name means nothing.
+            self.container = av.open(
+                self.path if "://" in self.path else f"file:{self.path}", container_options=options
+            )
+        except av.FileNotFoundError as error:
+            raise FileNotFoundError(f"no such file: {self.path}") from error
+        except av.FFmpegError as error:
+            raise VideoError(f"{self.path} is not a video, or cut off: {error.strerror}; replace it") from error
+        try:
+            self.stream = self._choose_stream()
+        except VideoError:
+            self.close()
+            raise
+        for stream in self.container.streams:
+            stream.discard = Discard.default if stream is self.stream else Discard.all
+        context = self.stream.codec_context
+        context.thread_count, context.thread_type = self.threads, "SLICE" if self.threads == 1 else "AUTO"
+
+    def _choose_stream(self) -> VideoStream:
+        streams = self.container.streams
+        moving = [stream for stream in streams.video if not stream.disposition & Disposition.attached_pic]
+        if not moving:  # a picture on the sleeve of a sound file is attached
+            kinds = ", ".join(sorted({stream.type for stream in streams})) or "nothing"
+            raise VideoError(f"{self.path} has no video stream, it holds {kinds}: remove it")
+        best = streams.best("video")
+        chosen = next((stream for stream in moving if stream is best), moving[0])
+        if chosen.codec_context is None:
+            raise VideoError(f"{self.path} is in a codec that this FFmpeg cannot decode: convert it to H.264")
+        return chosen
+
+    def _reopen(self, probe: bool) -> None:
+        self.close()
+        self._open(probe)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.container.close()
+
+    # ------------------------------------------------------------------ what it is
+
+    def times(self) -> Float[np.ndarray, " frames"]:
+        """When each frame is shown, in seconds from the first, strictly ascending."""
+        tick = float(self.stream.time_base or 1)
+        if self.counted:
+            tick = 1 / float(self.stream.average_rate or 25)
+        return (self.table.shown - self.table.shown[0]) * tick
+
+    @cached_property
+    def info(self) -> VideoInfo:  # type: ignore[override]  # read when asked for: it may need a frame
+        """What the video is; the frame rate is the container's unless the frames contradict it."""
+        times, fps = self.times(), float(self.stream.average_rate or 0)
+        if len(times) > 1:
+            measured = float((len(times) - 1) / times[-1])
+            fps = fps if abs(fps - measured) < 0.01 * measured else measured
+        fps = fps or 1.0
+        if self.table.upright and self.stream.codec_context.width:
+            height, width = self.stream.codec_context.height, self.stream.codec_context.width
+        else:
+            height, width = self.frames([0]).shape[1:3]
+        return VideoInfo(len(times), fps, float(times[-1]) + 1 / fps, height, width)
+
+    # ------------------------------------------------------------------ frames
+
+    def frames(self, index: Sequence[int]) -> UInt8[Tensor, "n height width 3"]:
+        """Frames by their position in the order in which they are shown.
+
+        Raises:
+            IndexError: If the video has no such frame.
+            VideoError: If one cannot be decoded.
+        """
+        waiting: dict[int, list[int]] = {}
+        for place, position in enumerate(index):
+            if not 0 <= position < len(self.table.shown):
+                raise IndexError(f"{self.path} has frames 0 to {len(self.table.shown) - 1}, not {position}")
+            waiting.setdefault(int(self.table.shown[position]), []).append(place)
+        if not waiting:
+            return torch.empty((0, self.info.height, self.info.width, 3), dtype=torch.uint8)
+        pixels: np.ndarray | None = None
+        for time, frame in chain(self._from_keyframes(sorted(waiting)), self._from_beginning(waiting)):
+            if time in waiting and not self.damaged:
+                image = self._rgb(frame)
+                pixels = np.empty((len(index), *image.shape), np.uint8) if pixels is None else pixels
+                for place in waiting.pop(time):
+                    pixels[place] = image
+        if waiting or pixels is None:
+            lost = np.searchsorted(self.table.shown, min(waiting))
+            raise VideoError(
+                f"{self.path}: frame {lost} of {len(self.table.shown)} cannot be decoded: replace the file"
+            )
+        return torch.from_numpy(pixels)
+
+    def _from_keyframes(self, times: list[int]) -> Iterator[tuple[int | None, VideoFrame]]:
+        """Decode only the groups of pictures that hold frames at these (ascending) times."""
+        groups = np.searchsorted(self.table.keys, times, side="right") - 1
+        for group in np.unique(groups).tolist() if len(self.table.keys) else ():
+            wanted = {time for time, its in zip(times, groups, strict=True) if its == group}
+            yield from ((frame.pts, frame) for frame in self._decode_until(wanted, self._packets_from(group)))
+
+    def _from_beginning(self, waiting: Collection[int]) -> Iterator[tuple[int | None, VideoFrame]]:
+        """Decode the whole file, as long as something is still waiting for."""
+        if waiting:
+            for count, frame in enumerate(self._everything()):
+                yield count if self.counted else frame.pts, frame
+                if not waiting:
+                    return
+
+    def _everything(self) -> Iterator[VideoFrame]:
+        self._reopen(probe=True)
+        return (frame for packet in self._packets() for frame in self._decode(packet))
+
+    def _packets(self) -> Iterator[Packet[VideoStream]]:
+        try:
+            yield from self.container.demux(self.stream)
+        except BROKEN_OFF:
+            return
+
+    def _packets_from(self, group: int) -> Iterable[Packet[VideoStream]]:
+        """Packets in decoding order from a keyframe; nothing if it cannot be found.
+
+        Some formats are searched by presentation time, others by decoding time, others not at all.
+        """
+        key = int(self.table.keys[group])
+        for target in (key, int(self.table.decoded[group]), int(self.table.keys[max(group - 1, 0)]), None):
+            try:
+                if target is None:
+                    self._reopen(self.probed)
+                else:
+                    self.container.seek(target, stream=self.stream)
+            except av.FFmpegError:
+                continue
+            packets = self._packets()
+            for packet in packets:
+                if packet.pts == key:
+                    return chain([packet], packets)
+                if packet.pts is not None and packet.pts > key:  # too late
+                    break
+        return ()
+
+    def _decode_until(self, wanted: Collection[int], packets: Iterable[Packet[VideoStream]]) -> Iterator[VideoFrame]:
+        """Decode until the frames shown at all these times have gone in, then take what the decoder holds back."""
+        context, skips, left = self.stream.codec_context, self._can_skip(), set(wanted)
+        for packet in packets:
+            if skips:
+                context.skip_frame = "DEFAULT" if packet.pts in left else "NONREF"
+            yield from self._decode(packet)
+            left -= {packet.pts}
+            if not left:
+                break
+        yield from self._decode(None)
+
+    def _decode(self, packet: Packet[VideoStream] | None) -> list[VideoFrame]:
+        """Frames that come out when a packet goes in, or what is left after the last (None)."""
+        if packet is not None and packet.is_keyframe and packet.pts is not None:
+            self.damaged, self.since = False, packet.pts
+        frames: list[VideoFrame] = []
+        try:
+            frames = self.stream.codec_context.decode(packet)
+        except av.InvalidDataError:
+            self.damaged = True
+        except av.FFmpegError:  # nothing left
+            pass
+        # Frames shown before the keyframe may lack what they refer to, which harms nobody.
+        self.damaged |= any(frame.is_corrupt and (frame.pts or 0) >= self.since for frame in frames)
+        return frames
+
+    def _can_skip(self) -> bool:
+        """Whether a frame marked as not referred to is needed by none; in HEVC, other temporal layers may need it."""
+        context = self.stream.codec_context
+        if context.name != "hevc":
+            return context.name in SKIPPABLE
+        header = context.extradata or b""  # ISO/IEC 14496-15, 8.3.2.1: numTemporalLayers
+        return len(header) > 21 and header[0] == 1 and header[21] >> 3 & 7 == 1
+
+    def _rgb(self, frame: VideoFrame) -> Pixels:
+        """The frame in RGB, upright, as large as the first one."""
+        if self.size is None:
+            self.size = frame.width, frame.height
+        width, height = self.size
+        picture = self.reformatter.reformat(frame, width, height, "rgb24", threads=1)
+        plane: Any = picture.planes[0]
+        rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)
+        image = rows[:, : 3 * width].reshape(height, width, 3)
+        return image if self.table.upright else upright(image, frame)
+
+
+def upright(image: Pixels, frame: VideoFrame) -> UInt8[np.ndarray, "rows columns 3"]:
+    """Turn and mirror an image as the display matrix of its frame asks, to the nearest quarter turn.
+
+    Args:
+        image: Pixels as they are stored.
+        frame: Where they are from.
+    """
+    side_data: Any = frame.side_data
+    try:
+        matrix = np.frombuffer(side_data["DISPLAYMATRIX"], np.int32).reshape(3, 3)
+    except (KeyError, ValueError):  # PyAV raises ValueError where a frame also carries what it has no name for
+        return image
+    # A pixel at (x, y) is shown at (x, y) @ matrix[:2, :2], moved to where coordinates are not negative.
+    (a, b), (c, d) = matrix[:2, :2].astype(float)
+    swap = abs(b) + abs(c) > abs(a) + abs(d)
+    if swap:
+        image, a, d = image.swapaxes(0, 1), c, b
+    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
