@@ -1,4 +1,4 @@
-"""Trains a tiny I-JEPA for three steps in as many processes as asked for, and saves what each of them saw."""
+"""Trains a tiny JEPA for three steps in as many processes as asked for, and saves what each of them saw."""
 
 from __future__ import annotations
 
@@ -12,26 +12,30 @@ from lightning import Callback, LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from jepa_lightning.data import Folder, ImageDataModule
-from jepa_lightning.masking import MaskedBatch, MultiBlock, TokenMasks
-from jepa_lightning.methods import IJEPA
-from jepa_lightning.models import Predictor, VisionTransformer
+from jepa_lightning.masking import MaskedBatch, MultiBlock, MultiBlock3D, TokenMasks
+from jepa_lightning.methods import IJEPA, JEPA, VJEPA
+from jepa_lightning.models import Predictor, RoPE, VisionTransformer
 from jepa_lightning.schedules import Constant, Linear
 from jepa_lightning.strategies import FSDP2Strategy
 
 BATCH, STEPS = 8, 3
 
 
-def module() -> IJEPA:
+def module(method: str) -> JEPA:
     torch.manual_seed(0)
-    encoder = VisionTransformer(32, 8, 3, 32, 2, 2)
-    predictor = partial(Predictor, embed_dim=16, depth=1)
-    return IJEPA(encoder, predictor, Constant(1e-3), Constant(0.1), Linear(0.5, 1.0))
+    schedules = (Constant(1e-3), Constant(0.1), Linear(0.5, 1.0))
+    if method == "ijepa":
+        return IJEPA(VisionTransformer(32, 8, 3, 32, 2, 2), partial(Predictor, embed_dim=16, depth=1), *schedules)
+    encoder = VisionTransformer(32, 8, 3, 32, 2, 2, num_frames=4, tubelet_size=2, positions=RoPE())
+    predictor = partial(Predictor, embed_dim=16, depth=1, num_mask_tokens=4)
+    return VJEPA(encoder, predictor, *schedules, share_mask_token=True)  # three mask tokens get no gradient
 
 
 class Batches(Dataset[MaskedBatch]):
     """The part of each batch that belongs to one process."""
 
-    def __init__(self, rank: int, world: int) -> None:
+    def __init__(self, method: str, rank: int, world: int) -> None:
+        self.method = method
         self.part = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
 
     def __len__(self) -> int:
@@ -39,15 +43,21 @@ class Batches(Dataset[MaskedBatch]):
 
     def __getitem__(self, step: int) -> MaskedBatch:
         generator = torch.Generator().manual_seed(step)
-        inputs = torch.randn(BATCH, 3, 32, 32, generator=generator)
-        (masks,) = MultiBlock(4, min_keep=2).sample(BATCH, generator)
-        masks = TokenMasks(masks.context[self.part], masks.targets[self.part])
-        return MaskedBatch(inputs[self.part], (masks,))
+        size = (32, 32) if self.method == "ijepa" else (4, 32, 32)
+        inputs = torch.randn(BATCH, 3, *size, generator=generator)
+        sampler = MultiBlock(4, min_keep=2) if self.method == "ijepa" else MultiBlock3D((2, 4, 4))
+        families = sampler.sample(BATCH, generator)
+        masks = tuple(TokenMasks(family.context[self.part], family.targets[self.part]) for family in families)
+        return MaskedBatch(inputs[self.part], masks)
 
 
 class Data(LightningDataModule):
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        self.method = method
+
     def train_dataloader(self) -> Any:
-        return DataLoader(Batches(self.trainer.global_rank, self.trainer.world_size), batch_size=None)
+        return DataLoader(Batches(self.method, self.trainer.global_rank, self.trainer.world_size), batch_size=None)
 
 
 def whole(tensor: Any) -> torch.Tensor:
@@ -68,15 +78,15 @@ class Record(Callback):
         self.losses.append(float(trainer.callback_metrics["train/loss"]))  # the mean over processes
 
 
-def main(devices: int, strategy: str, out: str, images: str) -> None:
-    record, model = Record(), module()
+def main(devices: int, strategy: str, method: str, out: str, images: str) -> None:
+    record, model = Record(), module(method)
     chosen = FSDP2Strategy() if strategy == "fsdp2" else strategy
     trainer = Trainer(
         accelerator="cpu", devices=devices, strategy=chosen, max_epochs=1, logger=False, callbacks=[record],
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False,
     )  # fmt: skip
-    trainer.fit(model, datamodule=Data())
+    trainer.fit(model, datamodule=Data(method))
     state = {name: whole(tensor) for name, tensor in model.state_dict().items()}
     loader = ImageDataModule(Folder(images), masks=partial(MultiBlock, min_keep=1), batch_size=4, num_workers=0,
                              img_size=32, patch_size=8).train_dataloader()  # fmt: skip
@@ -95,4 +105,4 @@ def main(devices: int, strategy: str, out: str, images: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4])
+    main(int(sys.argv[1]), *sys.argv[2:])

@@ -12,9 +12,9 @@ import torch
 SCRIPT = Path(__file__).parent / "distributed_run.py"
 
 
-def run(devices: int, strategy: str, out: Path, images: Path) -> list[dict[str, Any]]:
+def run(devices: int, strategy: str, method: str, out: Path, images: Path) -> list[dict[str, Any]]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(SCRIPT), str(devices), strategy, str(out), str(images)]
+    command = [sys.executable, str(SCRIPT), str(devices), strategy, method, str(out), str(images)]
     result = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     return [torch.load(out / f"{strategy}-{rank}.pt") for rank in range(devices)]
@@ -22,14 +22,16 @@ def run(devices: int, strategy: str, out: Path, images: Path) -> list[dict[str, 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> dict[str, Any]:
-    return run(1, "auto", tmp_path_factory.mktemp("alone"), image_folder)[0]
+    folder = tmp_path_factory.mktemp("alone")
+    return {method: run(1, "auto", method, folder, image_folder)[0] for method in ("ijepa", "vjepa")}
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(("method", "strategy"), [("ijepa", "ddp"), ("ijepa", "fsdp2"), ("vjepa", "ddp")])
 def test_two_processes_equal_one_on_the_concatenated_batch(
-    strategy: str, alone: dict[str, Any], tmp_path: Path, image_folder: Path
+    method: str, strategy: str, alone: dict[str, Any], tmp_path: Path, image_folder: Path
 ) -> None:
-    first, second = run(2, strategy, tmp_path, image_folder)
+    alone = alone[method]
+    first, second = run(2, strategy, method, tmp_path, image_folder)
     for together in (first, second):
         assert together["losses"] == pytest.approx(alone["losses"], abs=1e-6)
         for step, gradients in enumerate(together["gradients"]):
@@ -41,7 +43,7 @@ def test_two_processes_equal_one_on_the_concatenated_batch(
 
 
 def test_processes_draw_different_samples_and_masks(tmp_path: Path, image_folder: Path) -> None:
-    first, second = run(2, "ddp", tmp_path, image_folder)
+    first, second = run(2, "ddp", "ijepa", tmp_path, image_folder)
     assert not set(first["index"].tolist()) & set(second["index"].tolist())
     assert first["masks"].shape != second["masks"].shape or not torch.equal(first["masks"], second["masks"])
 
