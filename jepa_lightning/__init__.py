@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jepa_lightning.methods import IJEPA as IJEPA
     from jepa_lightning.methods import JEPA as JEPA
     from jepa_lightning.methods import VJEPA as VJEPA
+    from jepa_lightning.methods import AttentiveProbe as AttentiveProbe
     from jepa_lightning.models import Predictor as Predictor
     from jepa_lightning.models import VisionTransformer as VisionTransformer
 
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOME = {
+    "AttentiveProbe": "methods",
     "IJEPA": "methods",
     "JEPA": "methods",
     "VJEPA": "methods",

@@ -10,10 +10,12 @@ from typing import Any, Literal, cast
 
 import torch
 import yaml
+from jsonargparse import ArgumentError
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import nn
 
 from jepa_lightning.callbacks.config import CONFIG_KEY
+from jepa_lightning.messages import condense
 from jepa_lightning.methods.base import JEPA, Method
 from jepa_lightning.models import Encoder, frozen_copy
 
@@ -64,8 +66,10 @@ def read(path: str | Path) -> dict[str, Any]:
 def read_any(path: str | Path) -> dict[str, Any]:
     """The content of a file that torch.save wrote, read without running code that it may hold."""
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, not a checkpoint: give a file in it")
     if not path.is_file():
-        raise FileNotFoundError(f"no such checkpoint: {path}")
+        raise FileNotFoundError(f"no such checkpoint: {path}" + ("" if path.is_absolute() else f" (from {Path.cwd()})"))
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, OSError) as error:
@@ -95,7 +99,10 @@ def load(path: str | Path) -> Any:
         )
     config = yaml.safe_load(content[CONFIG_KEY])["model"]
     _refuse_unknown_packages(Path(path), config)
-    module = build(config)
+    try:
+        module = build(config)
+    except (ArgumentError, ValueError) as error:  # many lines, made for a command line
+        raise ValueError(f"cannot build what {path} holds: {condense(str(error))}") from error
     try:
         module.load_state_dict(content["state_dict"])
     except RuntimeError as error:
@@ -136,7 +143,10 @@ def load_encoder(path: str | Path, branch: Literal["target", "context"] = "targe
         module = load_meta(path)
     name = {"target": "target_encoder", "context": "encoder"}[branch]
     if not isinstance(module, JEPA) or not hasattr(module, name):
-        raise ValueError(f"{path} holds a {type(module).__name__}, which has no {name}")
+        raise ValueError(
+            f"{path} holds {type(module).__name__}, which has no {name}: give the checkpoint of a pretraining"
+            + (", or its other branch" if isinstance(module, JEPA) else "")
+        )
     return frozen_copy(cast(Encoder, module.get_submodule(name)))
 
 

@@ -76,20 +76,28 @@ def find_checkpoint(
         FileNotFoundError: If there is none.
         ValueError: If it is no checkpoint of ours.
     """
-    if "://" in name or name in ("last", "best", "hpc"):  # Lightning's own key words
+    if "://" in name or (ours and name in ("last", "best", "hpc")):  # Lightning's own key words
         return name
-    path = Path(name).expanduser()
+    path, root = Path(name).expanduser(), root or "runs"
     if not path.exists() and path.parent == Path():
-        runs = sorted(Path(root or "runs").rglob(f"checkpoints/{name}"), key=lambda file: file.stat().st_mtime)
-        fitting = [run for run in reversed(runs) if wanted(_model_of(run) or {"class_path": ""})]
+        runs = sorted(Path(root).rglob(f"checkpoints/{name}"), key=lambda file: file.stat().st_mtime, reverse=True)
+        fitting = [run for run in runs if wanted(_model_of(run) or {"class_path": ""})]
         if runs and not fitting:
+            kind = str(_model_of(runs[0]).get("class_path")).split(".")[-1]
             raise FileNotFoundError(
-                f"{option} {name}: none of the {len(runs)} runs in {root or 'runs'} is of this kind"
+                f"{option} {name}: none of the {len(runs)} runs below {root} that have one is of the right kind (the "
+                f"newest is {runs[0]}, {kind}): give the path of one that is"
             )
         if fitting:
             path = fitting[0]
             rank_zero_info(f"{option} {name}: the newest is {path}")
-    if path.is_dir():  # sharded by FSDP
+    if not path.exists():
+        known = sorted({file.name for file in Path(root).rglob("checkpoints/*.ckpt")})
+        raise FileNotFoundError(
+            f"no such checkpoint: {name}; {option} takes the path of a file, or a name that is then looked for among "
+            f"the runs below {root}, which have {', '.join(known) or 'none yet'}"
+        )
+    if ours and path.is_dir():  # sharded by FSDP
         return str(path)
     (checkpoint.read if ours else checkpoint.read_any)(path)
     return str(path)

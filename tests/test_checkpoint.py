@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning import Trainer
 
 import jepa_lightning as jl
 from jepa_lightning.callbacks.config import CONFIG_KEY
@@ -24,6 +25,7 @@ CONFIG: dict[str, Any] = {
         "momentum": {"class_path": "jepa_lightning.schedules.Constant", "init_args": {"value": 0.9}},
     },
 }
+PROBE = "jepa_lightning.methods.AttentiveProbe"
 
 
 def save(path: Path, config: dict[str, Any] | None = None, **changes: Any) -> Path:
@@ -99,3 +101,87 @@ def test_a_failed_write_leaves_the_old_checkpoint_and_no_rest(tmp_path: Path, mo
         AtomicCheckpointIO().save_checkpoint({}, path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+# ---------------------------------------------------------------------- encoders
+
+
+def test_the_encoder_of_ours_is_the_branch_that_was_asked_for_frozen(tmp_path: Path) -> None:
+    module: Any = build(CONFIG)
+    torch.nn.init.normal_(module.target_encoder.norm.bias)
+    path, inputs = save(tmp_path / "a.ckpt", state_dict=module.state_dict()), torch.randn(2, 3, 32, 32)
+    for arguments, expected in (
+        ((), module.target_encoder),
+        (("target",), module.target_encoder),
+        (("context",), module.encoder),
+    ):
+        encoder = jl.load_encoder(path, *arguments)
+        assert torch.equal(encoder(inputs), expected(inputs))
+        assert not any(p.requires_grad for p in encoder.parameters())
+        assert not any(part.training for part in encoder.modules())
+        assert (encoder.embed_dim, encoder.img_size) == (16, (32, 32))
+
+
+@pytest.mark.parametrize(("method", "frames"), [("IJEPA", 1), ("VJEPA", 4)])
+def test_the_encoder_of_a_file_in_metas_layout(tmp_path: Path, method: str, frames: int) -> None:
+    arguments = CONFIG["init_args"]
+    sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 192, "depth": 1, "num_heads": 3}  # a published width
+    tubelets = {"num_frames": frames, "tubelet_size": 2} if frames > 1 else {}
+    encoder = {**arguments["encoder"], "init_args": {**sizes, **tubelets}}
+    predictor = {
+        **arguments["predictor"],
+        "init_args": {"embed_dim": 12, "depth": 1, "num_mask_tokens": frames // 2 or None},
+    }
+    module: Any = build(
+        {
+            "class_path": f"jepa_lightning.{method}",
+            "init_args": {**arguments, "encoder": encoder, "predictor": predictor},
+        }
+    )
+    torch.nn.init.normal_(module.target_encoder.norm.bias)
+    networks = ("encoder", "predictor", "target_encoder")
+    content = {n: {f"module.{k}": v for k, v in module.get_submodule(n).state_dict().items()} for n in networks}
+    torch.save({**content, "epoch": 3}, tmp_path / "meta.pth.tar")
+    inputs = torch.randn(2, 3, *([frames] if frames > 1 else []), 16, 16)
+    for branch, network in (("target", module.target_encoder), ("context", module.encoder)):
+        found = jl.load_encoder(tmp_path / "meta.pth.tar", branch)
+        torch.testing.assert_close(found(inputs), network(inputs), rtol=0, atol=1e-6)
+        assert not any(p.requires_grad for p in found.parameters())
+        assert not found.training
+
+
+@pytest.mark.parametrize("name", ["ijepa_tiny", "vjepa1_tiny", "vjepa2_tiny"])
+def test_a_file_of_metas_of_an_unpublished_width_needs_what_cannot_be_given(name: str) -> None:
+    path = Path(__file__).parent / "golden" / name / "checkpoint.pt"
+    with pytest.raises(ValueError, match=rf"{name}/checkpoint.pt: embed_dim \d+ is no published size: give num_heads="):
+        jl.load_encoder(path)
+
+
+def test_what_has_no_encoder_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such checkpoint: .*absent.ckpt"):
+        jl.load_encoder(tmp_path / "absent.ckpt")
+    (tmp_path / "folder.ckpt").mkdir()
+    with pytest.raises(ValueError, match=r"folder.ckpt is a folder, not a checkpoint: give a file in it"):
+        jl.load_encoder(tmp_path / "folder.ckpt")
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other.pt is no JEPA checkpoint in Meta's layout: it has no encoder"):
+        jl.load_encoder(tmp_path / "other.pt")
+    torch.save({"state_dict": {}}, tmp_path / "plain.ckpt")
+    with pytest.raises(ValueError, match=r"plain.ckpt holds no configuration"):
+        jl.load_encoder(tmp_path / "plain.ckpt")
+
+
+def test_the_checkpoint_of_a_probe_is_no_pretraining(tmp_path: Path) -> None:
+    arguments = {"checkpoint": str(save(tmp_path / "a.ckpt")), "num_heads": 2}
+    config = {"class_path": PROBE, "init_args": arguments}
+    probe: Any = build(config)
+    probe.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    probe.trainer.datamodule = jl.data.ImageDataModule(img_size=32, patch_size=8)  # type: ignore[attr-defined]
+    probe.configure_model()
+    path = save(tmp_path / "probe.ckpt", config, state_dict=probe.state_dict())
+    assert type(jl.load(path)) is type(probe)
+    with pytest.raises(ValueError, match=r"probe.ckpt holds AttentiveProbe, which has no target_encoder: give the"):
+        jl.load_encoder(path)
+    (tmp_path / "a.ckpt").unlink()
+    with pytest.raises(ValueError, match=r"cannot build what .*probe.ckpt holds: no such checkpoint: .*/a.ckpt$"):
+        jl.load(path)

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -26,6 +27,12 @@ TINY = [
     "--model.encoder.num_heads=2", "--model.predictor.embed_dim=16", "--model.predictor.depth=1",
     "--data.masks.min_keep=1", "--data.batch_size=4", "--data.num_workers=0", "--trainer.max_epochs=2",
     "--model.lr.warmup_epochs=1", "--trainer.log_every_n_steps=1", "--monitor.flush_every_n_steps=3",
+]  # fmt: skip
+
+PROBE = [
+    "--config=attentive_probe.yaml", "--data=ImageDataModule", "--data.masks=null", "--data.batch_size=4",
+    "--data.num_workers=0", "--trainer.max_epochs=2", "--model.num_heads=4", "--trainer.log_every_n_steps=1",
+    "--model.lr=[1e-3,1e-2,1e-1]", "--model.weight_decay=[0.01]",
 ]  # fmt: skip
 
 
@@ -163,7 +170,7 @@ def test_a_damaged_file_costs_predict_one_row(run: str, image_folder: Path, tmp_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config=nothing.yaml"], "no such config: nothing.yaml; shipped are ijepa.yaml"),
+        (["--config=nothing.yaml"], "no such config: nothing.yaml; shipped are attentive_probe.yaml, ijepa.yaml"),
         (["--config=broken.yaml"], "broken.yaml, line 2 is no valid YAML"),
         ([*TINY, "--model.encoder.depht=3"], "VisionTransformer has no option 'depht'; did you mean 'depth'?"),
         (
@@ -270,3 +277,77 @@ def test_images_without_labels_are_probed_for_rank_alone(
         main(["fit", *TINY, "--data.root=flat"])
     assert "RankMe" in capfd.readouterr().out
     assert not Path("runs/ijepa/version_0/checkpoints/best.ckpt").exists()
+
+
+# ---------------------------------------------------------------------- the attentive probe
+
+
+def test_a_probe_is_trained_on_the_newest_pretraining_and_validated(
+    run: str, image_folder: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    few = [*PROBE, f"--data.root={image_folder}"]
+    with caplog.at_level("INFO"):
+        main(["fit", *few])
+    assert "--model.checkpoint last.ckpt: the newest is runs/ijepa/version_0/checkpoints/last.ckpt" in caplog.text
+    folder, shown = Path("runs/attentive_probe/version_0"), capfd.readouterr().out
+    heads = json.loads((folder / "heads_validation.json").read_text())
+    assert [head["lr"] for head in heads["heads"]] == [1e-3, 1e-2, 1e-1]
+    assert shown.count("best in validation") == 1
+    assert f"written to {folder / 'heads_validation.json'}" in shown
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    events = EventAccumulator(str(folder)).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"train/loss", "train/loss_of_best", "schedule/lr_factor", "val/top1"} <= tags
+    assert sum(tag.startswith("val_heads/") for tag in tags) == 3
+    caplog.clear()
+    with caplog.at_level("INFO"):  # by now the probe is the newest run, and neither option confuses the two
+        main(["validate", *few, "--ckpt_path=last.ckpt"])
+    assert "--model.checkpoint last.ckpt: the newest is runs/ijepa/version_0/" in caplog.text
+    assert "--ckpt_path last.ckpt: the newest is runs/attentive_probe/version_0/" in caplog.text
+    assert "top-1" in capfd.readouterr().out
+    again = json.loads(Path("runs/attentive_probe/version_1/heads_validation.json").read_text())
+    assert (again["heads"], again["best"]) == (heads["heads"], heads["best"])
+    assert again["checkpoint"].endswith("attentive_probe/version_0/checkpoints/last.ckpt")
+    assert again["encoder"].endswith("ijepa/version_0/checkpoints/last.ckpt")
+
+
+def test_a_probe_is_not_read_with_the_encoder_of_another_pretraining(
+    run: str, image_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    few = [*PROBE, f"--data.root={image_folder}", "--trainer.max_epochs=1"]
+    main(["fit", *few])
+    main(["fit", *TINY, f"--data.root={image_folder}", "--trainer.max_epochs=1", "--seed_everything=5"])
+    message = failing(["validate", *few, "--ckpt_path=last.ckpt"], capfd)
+    assert "not trained on the encoder of runs/ijepa/version_1/checkpoints/last.ckpt" in message
+    assert message.endswith("--model.checkpoint runs/ijepa/version_0/checkpoints/last.ckpt")
+    capfd.readouterr()
+    main(["validate", *few, "--ckpt_path=last.ckpt", f"--model.checkpoint={message.split()[-1]}"])
+    assert "best in validation" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--model.checkpoint=nowhere/a.ckpt"],
+            "no such checkpoint: nowhere/a.ckpt; --model.checkpoint takes the path",
+        ),
+        (["--model.checkpoint=absent.ckpt"], "the runs below runs, which have best.ckpt, last.ckpt"),
+        (["--model.checkpoint=text.ckpt"], "text.ckpt is not a PyTorch checkpoint that can be read safely"),
+        (["--model.num_heads=5"], "embed_dim 32 is not divisible by num_heads 5 of the probe: set num_heads to a"),
+        (["--data.root=flat"], "labels of two classes or more, the data have 0: sort the files into a folder for each"),
+        (["--ckpt_path=last.ckpt"], "none of the 1 runs below runs that have one is of the right kind"),
+        (["--model.lr=[]"], "lr [] and weight_decay [0.01] make no head"),
+    ],
+)
+def test_mistakes_with_a_probe_end_in_the_line_that_matters(
+    run: str, arguments: list[str], message: str, image_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("flat").mkdir()
+    for path in image_folder.rglob("*.jpg"):
+        shutil.copy(path, "flat")
+    Path("text.ckpt").write_text("hello")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the images have no labels")
+        shown = failing(["fit", *PROBE, f"--data.root={image_folder}", *arguments], capfd)
+    assert message in shown

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from inspect import isabstract
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,40 @@ import jepa_lightning as jl
 from jepa_lightning.checkpoint import build
 from jepa_lightning.cli import main
 from jepa_lightning.data import JEPADataModule
+from jepa_lightning.methods import Method
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 ALL = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 EMBEDDED = [name for name in ALL if "/" not in name]
+FEW = [
+    "--trainer.max_epochs=2", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=2",  # 1 means all
+    "--data.batch_size=8", "--data.num_workers=0", "--probe.max_train=64", "--probe.max_held_out=64",
+]  # fmt: skip
+
+
+def model_of(name: str) -> dict[str, Any]:
+    return yaml.safe_load((CONFIGS / name).read_text())["model"]
+
+
+def is_probe(name: str) -> bool:
+    """Whether it reads the checkpoint of a pretraining."""
+    return "checkpoint" in model_of(name)["init_args"]
+
+
+def subclasses(kind: type) -> set[type]:
+    return {kind}.union(*(subclasses(below) for below in kind.__subclasses__()))
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of one step, for the probes."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        off = ["--probe.every_n_epochs=0", "--pictures.every_n_epochs=0", "--trainer.max_steps=1"]
+        main(["fit", "--config=vjepa.yaml", *FEW, *off])
+    (found,) = folder.rglob("last.ckpt")
+    return found
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -30,17 +62,22 @@ def test_a_config_is_complete_and_says_what_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_config_builds_its_module(name: str) -> None:
-    config = yaml.safe_load((CONFIGS / name).read_text())
+def test_a_config_builds_its_module(name: str, request: pytest.FixtureRequest) -> None:
+    config = model_of(name)
+    if is_probe(name):  # holds tensors of a file
+        config["init_args"]["checkpoint"] = str(request.getfixturevalue("pretrained"))
+        assert not any(p.requires_grad for p in build(config).encoder.parameters())
+        return
     with torch.device("meta"):  # the largest has a billion parameters
-        module = build(config["model"])
+        module = build(config)
     assert isinstance(module, jl.JEPA)
     assert all(p.is_meta for p in module.parameters())
 
 
 def test_every_method_has_a_config() -> None:
-    used = {yaml.safe_load((CONFIGS / name).read_text())["model"]["class_path"] for name in EMBEDDED}
-    assert {method.__name__ for method in jl.JEPA.__subclasses__() if method.__module__.startswith("jepa_")} <= used
+    ours = [method for method in subclasses(Method) if method.__module__.startswith("jepa_") and not isabstract(method)]
+    assert len(ours) >= 3
+    assert {method.__name__ for method in ours} <= {model_of(name)["class_path"] for name in EMBEDDED}
 
 
 def test_the_published_recipes_have_the_published_values() -> None:
@@ -74,23 +111,18 @@ def test_the_giant_has_the_published_number_of_parameters() -> None:
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_a_config_runs_stops_resumes_validates_and_loads(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    few = [
-        f"--config={name}",
-        "--trainer.max_epochs=2",
-        "--trainer.limit_train_batches=3",
-        "--trainer.limit_val_batches=1",
-        "--data.batch_size=8",
-        "--data.num_workers=0",
-        "--probe.max_train=64",
-        "--probe.max_held_out=64",
-    ]
+    few = [f"--config={name}", *FEW]
+    if is_probe(name):
+        few.append(f"--model.checkpoint={request.getfixturevalue('pretrained')}")
     main(["fit", *few, "--trainer.max_steps=4"])
     main(["fit", *few, "--ckpt_path=last.ckpt"])
     main(["validate", *few, "--ckpt_path=last.ckpt"])
     checkpoints = sorted(Path("runs").rglob("last.ckpt"))
     assert torch.load(checkpoints[-1], weights_only=True)["global_step"] == 6
-    assert isinstance(jl.load(checkpoints[-1]), jl.JEPA)
+    module = jl.load(checkpoints[-1])
+    assert isinstance(module, Method)
+    assert type(module).__name__ == model_of(name)["class_path"]
     assert JEPADataModule.__subclasses__()

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from jepa_lightning.finding import find_checkpoint, find_config, with_shipped_configs
 
@@ -31,13 +33,100 @@ def test_every_spelling_of_the_option_is_known(arguments: list[str]) -> None:
     assert found[-2:] == ["--trainer.max_epochs", "3"]
 
 
+def leave(name: str, age: int, model: dict[str, Any] | None = None, content: Any = None) -> str:
+    """What a run leaves behind, so many seconds old; without its configuration if there is no model."""
+    path = Path(f"runs/{name}/checkpoints/last.ckpt")
+    path.parent.mkdir(parents=True)
+    torch.save({"state_dict": {}} if content is None else content, path)
+    os.utime(path, (1e9 - age, 1e9 - age))
+    if model is not None:
+        (path.parent.parent / "config.yaml").write_text(yaml.safe_dump({"model": model}))
+    return str(path)
+
+
+def kind(name: str) -> dict[str, Any]:
+    probe = {"checkpoint": "some.ckpt"} if name == "AttentiveProbe" else {}
+    return {"class_path": f"jepa_lightning.methods.{name}", "init_args": probe}
+
+
+def of_kind(name: str) -> Any:
+    """As the command line asks for --ckpt_path."""
+    return lambda model: model["class_path"].split(".")[-1] in (name, "")
+
+
+def is_pretraining(model: dict[str, Any]) -> bool:
+    """As the command line asks for --model.checkpoint."""
+    return "checkpoint" not in model.get("init_args", {})
+
+
 def test_the_newest_run_is_meant_by_a_bare_name() -> None:
-    for number in (1, 2):
-        path = Path(f"runs/x/version_{number}/checkpoints/last.ckpt")
-        path.parent.mkdir(parents=True)
-        torch.save({"state_dict": {}}, path)
-        os.utime(path, (1e9 - number, 1e9 - number))
-    assert "version_1" in find_checkpoint("last.ckpt", "runs")
-    assert find_checkpoint("runs/x/version_2/checkpoints/last.ckpt", "runs").endswith("version_2/checkpoints/last.ckpt")
-    with pytest.raises(FileNotFoundError, match=r"no such checkpoint: best.ckpt"):
+    first, second = leave("x/version_1", age=1), leave("x/version_2", age=2)
+    assert find_checkpoint("last.ckpt", "runs") == first
+    assert find_checkpoint(second, "runs") == second
+    with pytest.raises(FileNotFoundError, match=r"no such checkpoint: best.ckpt; .* below runs, which have last.ckpt"):
         find_checkpoint("best.ckpt", "runs")
+
+
+def test_what_was_found_is_told_with_the_option(caplog: pytest.LogCaptureFixture) -> None:
+    path = leave("x/version_0", age=0)
+    with caplog.at_level("INFO"):
+        find_checkpoint("last.ckpt", None, "--model.checkpoint")
+    assert caplog.messages == [f"--model.checkpoint last.ckpt: the newest is {path}"]
+
+
+def test_a_file_here_comes_before_the_runs() -> None:
+    leave("x/version_0", age=0)
+    torch.save({"state_dict": {}}, "last.ckpt")
+    assert find_checkpoint("last.ckpt", "runs") == "last.ckpt"
+
+
+def test_what_is_probed_is_the_newest_pretraining_not_the_newest_probe() -> None:
+    leave("probe/version_0", 0, kind("AttentiveProbe"))
+    newest = leave("vjepa/version_3", 1, kind("VJEPA"))
+    leave("ijepa/version_0", 2, kind("IJEPA"))
+    assert find_checkpoint("last.ckpt", "runs", "--model.checkpoint", is_pretraining, ours=False) == newest
+
+
+@pytest.mark.parametrize("name", ["AttentiveProbe", "VJEPA", "IJEPA"])
+def test_what_is_resumed_is_the_newest_run_of_the_same_method(name: str) -> None:
+    paths = {n: leave(f"{n}/version_0", age, kind(n)) for age, n in enumerate(["AttentiveProbe", "VJEPA", "IJEPA"])}
+    assert find_checkpoint("last.ckpt", "runs", "--ckpt_path", of_kind(name)) == paths[name]
+
+
+def test_a_run_that_left_no_configuration_may_be_of_any_kind() -> None:
+    path = leave("unknown", age=0)
+    leave("ijepa/version_0", 1, kind("IJEPA"))
+    assert find_checkpoint("last.ckpt", "runs", "--ckpt_path", of_kind("AttentiveProbe")) == path
+    assert find_checkpoint("last.ckpt", "runs", "--model.checkpoint", is_pretraining, ours=False) == path
+    (Path(path).parent.parent / "config.yaml").write_text("model: [")  # damaged
+    assert find_checkpoint("last.ckpt", "runs", "--ckpt_path", of_kind("AttentiveProbe")) == path
+
+
+def test_runs_of_other_kinds_are_counted_and_the_newest_is_named() -> None:
+    leave("probe/version_0", 1, kind("AttentiveProbe"))
+    leave("probe/version_1", 0, kind("AttentiveProbe"))
+    message = (
+        r"--model.checkpoint last.ckpt: none of the 2 runs below runs .*probe/version_1/.*, AttentiveProbe\): give"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        find_checkpoint("last.ckpt", "runs", "--model.checkpoint", is_pretraining, ours=False)
+
+
+def test_only_what_is_probed_may_be_a_file_in_another_layout() -> None:
+    path = leave("x", 0, content={"encoder": {}, "epoch": 1})
+    assert find_checkpoint(path, "runs", "--model.checkpoint", ours=False) == path
+    with pytest.raises(ValueError, match=r"last.ckpt is not a checkpoint of jepa_lightning"):
+        find_checkpoint(path, "runs")
+
+
+def test_lightnings_key_words_are_for_resuming_alone() -> None:
+    assert find_checkpoint("last", "runs") == "last"
+    with pytest.raises(FileNotFoundError, match=r"no such checkpoint: last; --model.checkpoint takes .* none yet"):
+        find_checkpoint("last", "runs", "--model.checkpoint", ours=False)
+
+
+def test_a_folder_is_a_sharded_checkpoint_of_ours_and_nothing_else() -> None:
+    Path("sharded.ckpt").mkdir()
+    assert find_checkpoint("sharded.ckpt", "runs") == "sharded.ckpt"
+    with pytest.raises(ValueError, match=r"sharded.ckpt is a folder, not a checkpoint: give a file in it"):
+        find_checkpoint("sharded.ckpt", "runs", "--model.checkpoint", ours=False)

@@ -139,7 +139,10 @@ def with_timeout(function: Callable[[], T], seconds: float) -> T:
     thread.start()
     thread.join(seconds)
     if errors:
-        raise errors[0]
+        try:
+            raise errors[0]
+        finally:
+            errors.clear()  # or the error would hold this frame and this frame the error, with all that both know
     if not results:
         raise TimeoutError(f"no answer within {seconds:g} seconds")
     return results[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,8 @@ from jepa_lightning.data.mp4 import read_sample_table
 
 WITHOUT_TIMES = {"avi", "h264", "hevc", "m4v", "mpegvideo", "vc1", "vvc"}
 """Formats that store frames in decoding order without the time at which they are shown."""
+MAX_LENGTH = 1 << 52
+"""Units of time that fit into a float; more can only be damage."""
 BROKEN_OFF = (av.FFmpegError, IndexError)
 """What reading packets raises in a damaged file; the second, from PyAV, where damage looks like another stream."""
 
@@ -56,7 +57,7 @@ def read_frame_table(container: InputContainer, stream: VideoStream, path: str) 
 
 
 def _table(shown: Ticks, keys: dict[int, int], upright: bool) -> FrameTable | None:
-    """Frames before the first keyframe cannot be decoded and do not count; times that repeat tell no frames apart.
+    """Frames before the first keyframe cannot be decoded and do not count; times that repeat are no names.
 
     Args:
         shown: Presentation times, in any order.
@@ -68,23 +69,28 @@ def _table(shown: Ticks, keys: dict[int, int], upright: bool) -> FrameTable | No
         keys = {int(shown[0]): int(shown[0])}
     ascending = np.array(sorted(keys), np.int64)
     shown = shown[np.searchsorted(shown, ascending[0]) :] if keys else shown
-    if (np.diff(shown) == 0).any():
+    if (np.diff(shown) == 0).any() or (len(shown) and shown[-1] - shown[0] > MAX_LENGTH):
         return None
     return FrameTable(shown, ascending, np.array([keys[key] for key in ascending.tolist()], np.int64), upright)
 
 
 def _from_header(container: InputContainer, stream: VideoStream, path: str) -> FrameTable | None:
-    entries: Any = getattr(stream, "index_entries", ())  # old releases of PyAV do not have it
+    entries = stream.index_entries
     samples = read_sample_table(path, stream.id, len(entries))
     if samples is None:
         return None
     if entries[-1].timestamp - entries[0].timestamp != samples.decoded[-1] - samples.decoded[0]:
         return None
     # FFmpeg moves all times by a constant (edit lists, negative offsets): the first packet tells which.
-    first = next(iter(islice(container.demux(stream), 1)))
-    if first.pts is None:
+    packets: Any = container.demux(stream)
+    try:
+        first = next(packets).pts
+    except BROKEN_OFF:
         return None
-    shown = samples.shown + (first.pts - samples.shown[0])
+    packets.close()  # or PyAV loses a little memory
+    if first is None:
+        return None
+    shown = samples.shown + (first - samples.shown[0])
     there = np.ones(len(shown), bool)
     size = Path(path).stat().st_size
     if entries[-1].pos + entries[-1].size > size:  # cut off

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -21,10 +21,40 @@ from torch import Tensor
 from jepa_lightning.data.frame_table import BROKEN_OFF, FrameTable, read_frame_table
 from jepa_lightning.data.video import Video, VideoError, VideoInfo
 
-Pixels = UInt8[np.ndarray, "height width 3"]
-
 SKIPPABLE = {"h264", "mpeg4", "mpeg2video", "mpeg1video"}
 """Codecs that mark the frames no other frame refers to, and whose decoders can leave these out."""
+
+
+class Turn(NamedTuple):
+    """How stored frames become upright.
+
+    Attributes:
+        swap: Exchange rows and columns, first.
+        rows: -1 to turn the order of rows around.
+        columns: -1 to turn the order of columns around.
+    """
+
+    swap: bool = False
+    rows: int = 1
+    columns: int = 1
+
+    def upright(self, image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "rows columns 3"]:
+        """A view of an image, as it is shown."""
+        return (image.swapaxes(0, 1) if self.swap else image)[:: self.rows, :: self.columns]
+
+    @classmethod
+    def asked_for_by(cls, frame: VideoFrame) -> Turn:
+        """What the display matrix of a frame asks for, to the nearest quarter turn."""
+        side_data: Any = frame.side_data
+        try:
+            matrix = np.frombuffer(side_data["DISPLAYMATRIX"], np.int32).reshape(3, 3)
+        except (KeyError, ValueError):  # PyAV raises ValueError where a frame also carries what it has no name for
+            return cls()
+        # A pixel at (x, y) is shown at (x, y) @ matrix[:2, :2], moved to where coordinates are not negative.
+        (a, b), (c, d) = matrix[:2, :2].astype(float)
+        if swap := abs(b) + abs(c) > abs(a) + abs(d):
+            a, d = c, b
+        return cls(bool(swap), -1 if d < 0 else 1, -1 if a < 0 else 1)
 
 
 class PyAVVideo(Video):
@@ -47,8 +77,9 @@ class PyAVVideo(Video):
         self.path, self.threads = path, threads
         self.reformatter = VideoReformatter()
         self.size: tuple[int, int] | None = None
+        self.turn: Turn | None = None
         self.damaged, self.since = False, 0
-        """A frame since that keyframe could not be decoded, so that those up to the next may refer to what is not there."""
+        """Since that keyframe a frame could not be decoded: others up to the next may refer to it."""
         self._open(probe=False)
         table = read_frame_table(self.container, self.stream, path)
         if table is None:  # FFmpeg may know more after it has decoded a little
@@ -75,9 +106,9 @@ class PyAVVideo(Video):
         self.probed = probe
         try:
             # After the protocol, a colon or a percent sign in a name means nothing.
-            self.container = av.open(
-                self.path if "://" in self.path else f"file:{self.path}", container_options=options
-            )
+            url = self.path if "://" in self.path else f"file:{self.path}"
+            # Titles and comments are not read; in this encoding none is an error.
+            self.container = av.open(url, container_options=options, metadata_encoding="latin-1")
         except av.FileNotFoundError as error:
             raise FileNotFoundError(f"no such file: {self.path}") from error
         except av.FFmpegError as error:
@@ -247,7 +278,7 @@ class PyAVVideo(Video):
         header = context.extradata or b""  # ISO/IEC 14496-15, 8.3.2.1: numTemporalLayers
         return len(header) > 21 and header[0] == 1 and header[21] >> 3 & 7 == 1
 
-    def _rgb(self, frame: VideoFrame) -> Pixels:
+    def _rgb(self, frame: VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
         """The frame in RGB, upright, as large as the first one."""
         if self.size is None:
             self.size = frame.width, frame.height
@@ -255,25 +286,12 @@ class PyAVVideo(Video):
         picture = self.reformatter.reformat(frame, width, height, "rgb24", threads=1)
         plane: Any = picture.planes[0]
         rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)
-        image = rows[:, : 3 * width].reshape(height, width, 3)
-        return image if self.table.upright else upright(image, frame)
+        if self.turn is None:  # the same for all
+            self.turn = self._turn(frame)
+        return self.turn.upright(rows[:, : 3 * width].reshape(height, width, 3))
 
-
-def upright(image: Pixels, frame: VideoFrame) -> UInt8[np.ndarray, "rows columns 3"]:
-    """Turn and mirror an image as the display matrix of its frame asks, to the nearest quarter turn.
-
-    Args:
-        image: Pixels as they are stored.
-        frame: Where they are from.
-    """
-    side_data: Any = frame.side_data
-    try:
-        matrix = np.frombuffer(side_data["DISPLAYMATRIX"], np.int32).reshape(3, 3)
-    except (KeyError, ValueError):  # PyAV raises ValueError where a frame also carries what it has no name for
-        return image
-    # A pixel at (x, y) is shown at (x, y) @ matrix[:2, :2], moved to where coordinates are not negative.
-    (a, b), (c, d) = matrix[:2, :2].astype(float)
-    swap = abs(b) + abs(c) > abs(a) + abs(d)
-    if swap:
-        image, a, d = image.swapaxes(0, 1), c, b
-    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+    def _turn(self, frame: VideoFrame) -> Turn:
+        # Only MP4 can mirror without turning. PyAV loses a little memory with each look at a matrix.
+        if self.table.upright or not (frame.rotation or "mp4" in self.container.format.name):
+            return Turn()
+        return Turn.asked_for_by(frame)

@@ -31,6 +31,14 @@ class Method(LightningModule, ABC):
     def encode(self, inputs: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch tokens dim"]:
         """Tokens of the network that is evaluated, without gradient."""
 
+    def frozen_encoder(self) -> nn.Module:
+        """A copy of the network that ``encode`` uses, as it is now."""
+        return frozen_copy(self.encoder)
+
+    def predict_step(self, batch: MaskedBatch, batch_idx: int) -> Float[Tensor, "batch dim"]:
+        """Features: the tokens of ``encode``, averaged."""
+        return self.encode(batch.inputs).mean(dim=1)
+
     def progress(self) -> tuple[int, int, int]:
         """Where the training is: number of the next optimizer step from 1, all steps, steps in an epoch.
 
@@ -106,10 +114,6 @@ class JEPA(Method):
     def test_step(self, batch: MaskedBatch, batch_idx: int) -> None:
         """As validation, on the test split."""
         self._log_losses("test", {"loss": self.losses(batch)["loss"]}, batch)
-
-    def predict_step(self, batch: MaskedBatch, batch_idx: int) -> Float[Tensor, "batch dim"]:
-        """Features: the tokens of the target encoder, averaged."""
-        return self.encode(batch.inputs).mean(dim=1)
 
     def _log_losses(self, stage: str, losses: dict[str, Tensor], batch: MaskedBatch) -> None:
         values = {f"{stage}/{name}": value.detach() for name, value in losses.items()}

@@ -16,12 +16,16 @@ learns what it would learn alone.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
@@ -67,10 +71,13 @@ class AttentiveProbe(Method):
         super().__init__()
         from jepa_lightning.checkpoint import load_encoder
 
-        self.encoder = load_encoder(checkpoint, branch)
+        self.checkpoint, self.encoder = checkpoint, load_encoder(checkpoint, branch)
+        self._fingerprint = _fingerprint(self.encoder)
         self.out_layers = None if out_layers is None else list(out_layers)
         self.depth, self.num_heads = depth, num_heads
         self.grid = [(rate, decay) for rate in lr for decay in weight_decay]
+        if not self.grid:
+            raise ValueError(f"lr {list(lr)} and weight_decay {list(weight_decay)} make no head: give one of each")
         self.lr_schedule = lr_schedule or WarmupCosine(start=1.0, peak=1.0, final=0.0)
         self.weight_decay_schedule = weight_decay_schedule or Constant(1.0)
         self.attend_across_clips = attend_across_clips
@@ -78,6 +85,7 @@ class AttentiveProbe(Method):
         self.tasks: list[tuple[str, int]] = []
         self.register_buffer("best", torch.tensor(0))
         self._rows: list[Tensor] = []
+        self._found: tuple[str, Tensor] | None = None  # split and accuracy of the latest evaluation
 
     # ------------------------------------------------------------------ the networks
 
@@ -86,11 +94,17 @@ class AttentiveProbe(Method):
         if len(self.heads):
             return
         data = cast(Any, self.trainer).datamodule
+        if data is None:
+            raise ValueError("an AttentiveProbe takes the number of classes from a data module: give datamodule=")
         names = data.label_names
         classes = data.classes if names else [data.classes]
-        if any(len(of_one) < 2 for of_one in classes):
-            raise ValueError("the data have fewer than two classes: a probe needs labels (class folders, or a list)")
-        self._build([(name, len(of_one)) for name, of_one in zip(names or ("",), classes, strict=True)])
+        counts = [len(of_one) for of_one in classes]
+        if min(counts) < 2:
+            raise ValueError(
+                f"a probe needs labels of two classes or more, the data have {min(counts)}: "
+                "sort the files into a folder for each class, or give a list of paths and labels"
+            )
+        self._build(list(zip(names or ("",), counts, strict=True)))
 
     def _build(self, tasks: list[tuple[str, int]]) -> None:
         self.tasks = tasks
@@ -115,7 +129,8 @@ class AttentiveProbe(Method):
         tokens = self.encode(inputs.flatten(0, 1)).unflatten(0, (batch, count))  # (B, clips * views, N, D)
         if not self.attend_across_clips:
             return tokens
-        views = int(getattr(cast(Any, self.trainer).datamodule, "views", 1))
+        # In training a clip has one view; in evaluation all views of a clip stand before those of the next.
+        views = 1 if self.training else int(getattr(cast(Any, self.trainer).datamodule, "views", 1))
         return tokens.unflatten(1, (-1, views)).transpose(1, 2).flatten(2, 3)  # (B, views, clips * N, D)
 
     # ------------------------------------------------------------------ steps
@@ -131,10 +146,11 @@ class AttentiveProbe(Method):
 
     def _loss(self, logits: Tensor, labels: Tensor, views: int) -> Tensor:
         parts = logits.split([count for _, count in self.tasks], dim=1)
-        losses = [
-            F.cross_entropy(part, labels[:, task].repeat_interleave(views), ignore_index=-1)
-            for task, part in enumerate(parts)
-        ]
+        losses = []
+        for task, part in enumerate(parts):
+            target = labels[:, task].repeat_interleave(views)
+            total = F.cross_entropy(part, target, ignore_index=-1, reduction="sum")
+            losses.append(total / (target >= 0).sum().clamp(min=1))  # a batch without a label must not give 0 / 0
         return torch.stack(losses).sum()
 
     def _labels(self, batch: MaskedBatch) -> Tensor:
@@ -163,10 +179,9 @@ class AttentiveProbe(Method):
     def on_validation_epoch_end(self) -> None:
         """Accuracy of every head; the best one is remembered for the test split."""
         accuracy = self._accuracy()
-        if accuracy is None:
+        if accuracy is None or self.trainer.sanity_checking:
             return
-        if not self.trainer.sanity_checking:
-            cast(Tensor, self.best).fill_(int(accuracy.mean(dim=1).argmax()))
+        cast(Tensor, self.best).fill_(int(accuracy.mean(dim=1).argmax()))
         self._report("val", accuracy)
 
     def on_test_epoch_end(self) -> None:
@@ -175,12 +190,28 @@ class AttentiveProbe(Method):
         if accuracy is not None:
             self._report("test", accuracy)
 
+    def on_validation_end(self) -> None:
+        """Show the heads, in `jepa validate`."""
+        if self.trainer.state.fn != "fit":
+            self._show()
+
+    def on_test_end(self) -> None:
+        """The same."""
+        self._show()
+
+    def on_train_end(self) -> None:
+        """Show how good the heads were in the last validation."""
+        self._show()
+
     def _accuracy(self) -> Float[Tensor, "heads tasks"] | None:
         """Share of samples that each head has right, every sample counted once (processes may hold copies)."""
         if not self._rows:
             return None
         rows = gather_rows(torch.cat(self._rows))
         self._rows.clear()
+        if not len(rows):
+            rank_zero_warn("no sample of this split has a label: there is no accuracy")
+            return None
         rows = rows[rows[:, 0].argsort(stable=True)]
         first = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         first[1:] = rows[1:, 0] != rows[:-1, 0]
@@ -194,27 +225,57 @@ class AttentiveProbe(Method):
         if len(self.grid) > 1:
             for number, (rate, decay) in enumerate(self.grid):
                 values[f"{stage}_heads/lr{rate:g}_wd{decay:g}"] = accuracy[number].mean()
-        self.log_dict(values, sync_dist=False)
+        self.log_dict(values, sync_dist=True)  # the same in every process
+        self._found = stage, accuracy
+
+    def _show(self) -> None:
+        """Print the accuracy of every head, and write it beside the logs."""
+        trainer = cast(Any, self.trainer)
+        folder = trainer.log_dir  # every process asks, because Lightning broadcasts the answer
+        if self._found is None or not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        stage, accuracy = self._found
+        heads = []
+        for (rate, decay), row in zip(self.grid, accuracy.tolist(), strict=True):
+            heads.append({"lr": rate, "weight_decay": decay, "top1": sum(row) / len(row)})
+            if len(self.tasks) > 1:
+                heads[-1] |= {f"top1_{name}": value for (name, _), value in zip(self.tasks, row, strict=True)}
+        untrained = trainer.ckpt_path is None and self.global_step == 0
+        note = "\nThese heads are untrained: give --ckpt_path." if untrained else ""
+        print(f"\n\n{_table(heads, int(cast(Tensor, self.best)))}\n{note}")  # noqa: T201  # what was asked for
+        if folder is not None:
+            path = Path(folder) / ("heads_validation.json" if stage == "val" else "heads_test.json")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = {
+                "encoder": self.checkpoint,
+                "checkpoint": str(trainer.ckpt_path or ""),
+                "step": self.global_step or None,  # unknown outside of training
+                "best": int(cast(Tensor, self.best)),
+                "heads": heads,
+            }
+            path.write_text(json.dumps(content, indent=2) + "\n")
+            print(f"written to {path}")  # noqa: T201
 
     # ------------------------------------------------------------------ optimisation
 
     def configure_optimizers(self) -> Optimizer:
         """AdamW with two groups for each head: matrices, which are decayed, and vectors."""
         groups: list[dict[str, Any]] = []
-        for head, (rate, decay) in zip(self.heads, self.grid, strict=True):
+        for head in self.heads:
             parameters = list(head.parameters())
-            matrices = [p for p in parameters if p.ndim > 1]
-            groups.append({"params": matrices, "peak": rate, "decay": decay})
-            groups.append({"params": [p for p in parameters if p.ndim <= 1], "peak": rate, "decay": 0.0})
+            groups.append({"params": [p for p in parameters if p.ndim > 1], "decay": True})
+            groups.append({"params": [p for p in parameters if p.ndim <= 1], "decay": False})
         return AdamW(groups, lr=0.0)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set every head's learning rate and weight decay from the step number."""
         arguments = self.progress()
-        rate, decay = self.lr_schedule(*arguments), self.weight_decay_schedule(*arguments)
-        for group in cast(Optimizer, self.optimizers(use_pl_optimizer=False)).param_groups:
-            group["lr"], group["weight_decay"] = rate * group["peak"], decay * group["decay"]
-        self.log("schedule/lr_factor", rate, batch_size=1)
+        lr_factor, decay_factor = self.lr_schedule(*arguments), self.weight_decay_schedule(*arguments)
+        groups = cast(Optimizer, self.optimizers(use_pl_optimizer=False)).param_groups
+        for number, group in enumerate(groups):  # two for each head
+            rate, decay = self.grid[number // 2]
+            group["lr"], group["weight_decay"] = lr_factor * rate, decay_factor * decay * group["decay"]
+        self.log("schedule/lr_factor", lr_factor, batch_size=1)
 
     def configure_gradient_clipping(
         self,
@@ -223,6 +284,9 @@ class AttentiveProbe(Method):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """`trainer.gradient_clip_val` for each head by itself."""
+        if gradient_clip_algorithm == "value":  # each element by itself already
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
         for head in self.heads if gradient_clip_val else ():
             torch.nn.utils.clip_grad_norm_(head.parameters(), cast(float, gradient_clip_val))
 
@@ -234,15 +298,55 @@ class AttentiveProbe(Method):
         return {name: tensor for name, tensor in state.items() if not name.startswith("encoder.")}
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What the outputs of a head mean."""
-        return {"tasks": [list(task) for task in self.tasks]}
+        """What the outputs of a head mean, and of which encoder its inputs are."""
+        tasks = [list(task) for task in self.tasks]
+        return {"tasks": tasks, "encoder": self._fingerprint, "checkpoint": self.checkpoint}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Known since ``load_state_dict``."""
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Heads from the file, beside the encoder that is there."""
+        """Heads from the file, beside the encoder that is there.
+
+        Raises:
+            ValueError: If the heads are for another encoder, or for data with other classes.
+        """
+        about = state_dict["_extra_state"]
+        if about["encoder"] != self._fingerprint:
+            raise ValueError(
+                f"these heads were not trained on the encoder of {self.checkpoint}: give the one that they were "
+                f"trained on, --model.checkpoint {about['checkpoint']}"
+            )
+        tasks = [(name, count) for name, count in about["tasks"]]
         if not len(self.heads):  # without a trainer nothing else says how many classes there are
-            self._build([(name, count) for name, count in state_dict["_extra_state"]["tasks"]])
+            self._build(tasks)
+        if tasks != self.tasks:
+            raise ValueError(
+                f"these heads were trained on the classes {_counts(tasks)}, the data have {_counts(self.tasks)}: "
+                "give the data that they were trained on"
+            )
         encoder = {f"encoder.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
         return super().load_state_dict({**encoder, **state_dict}, strict=strict, assign=assign)
+
+
+def _fingerprint(encoder: nn.Module) -> str:
+    """Of a few numbers of each tensor: tells one trained encoder from another."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in encoder.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten()[:64].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _counts(tasks: Sequence[tuple[str, int]]) -> str:
+    return ", ".join(f"{name} {count}".strip() for name, count in tasks)
+
+
+def _table(heads: Sequence[dict[str, float]], best: int) -> str:
+    """Plain text, one row for each head."""
+    rows = [[name.replace("top1", "top-1").replace("_", " ") for name in heads[0]]]
+    rows += [[f"{100 * v:.1f} %" if name.startswith("top1") else f"{v:g}" for name, v in h.items()] for h in heads]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines[1 + best] += "  best in validation"
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

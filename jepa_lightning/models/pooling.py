@@ -19,7 +19,9 @@ class CrossAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"embed_dim {dim} is not divisible by num_heads {num_heads} of the probe")
+            raise ValueError(
+                f"embed_dim {dim} is not divisible by num_heads {num_heads} of the probe: set num_heads to a divisor"
+            )
         self.num_heads = num_heads
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)

@@ -94,9 +94,7 @@ WAYS: list[dict[str, Any]] = [{"frame_step": 4}, {"frame_step": 1}, {"fps": 4.0}
 @pytest.mark.parametrize("short", ["loop", "hold"])
 @pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize("compat", [True, False])
-def test_every_position_is_a_frame_of_the_video(
-    way: dict[str, Any], short: Any, overlap: bool, compat: bool
-) -> None:
+def test_every_position_is_a_frame_of_the_video(way: dict[str, Any], short: Any, overlap: bool, compat: bool) -> None:
     random = np.random.default_rng(0)
     for frames in [1, 2, 3, 17, 61, 64, 65, 301]:
         known = Known(np.cumsum(random.uniform(0.01, 0.08, frames)), fps=25.0)
@@ -230,8 +228,8 @@ def test_one_frame_makes_a_clip() -> None:
 
 
 @pytest.mark.parametrize("wrong", [
-    {}, {"frame_step": 4, "fps": 4.0}, {"frame_step": 0}, {"fps": 0.0}, {"duration": -1.0}, {"frame_step": 2, "num_frames": 0},
-    {"fps": 2.0, "num_clips": 0},
+    {}, {"frame_step": 4, "fps": 4.0}, {"frame_step": 0}, {"fps": 0.0}, {"duration": -1.0},
+    {"frame_step": 2, "num_frames": 0}, {"fps": 2.0, "num_clips": 0},
 ])  # fmt: skip
 def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"frame_step|num_frames|num_clips|fps|duration"):

@@ -115,6 +115,22 @@ def test_names_mean_nothing_but_the_file(name: str, make_video: Make, read_numbe
         assert read_numbers(video.frames([7])) == [7]
 
 
+def test_a_title_in_another_encoding_is_no_matter(make_video: Make, read_numbers: Numbers, tmp_path: Path) -> None:
+    path = tmp_path / "titled.mkv"
+    with av.open(str(make_video())) as source, av.open(str(path), "w") as target:
+        target.metadata["title"] = "a tttle"
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    content = path.read_bytes()
+    assert b"a tttle" in content
+    path.write_bytes(content.replace(b"a tttle", "a t\u00eftle".encode("latin-1")))
+    with PyAVDecoder().open(path) as video:
+        assert read_numbers(video.frames([5])) == [5]
+
+
 # ---------------------------------------------------------------------- decoders
 
 

@@ -61,6 +61,7 @@ def test_what_is_less_than_plain_is_left_to_the_packets(make_video: Make, tmp_pa
     (b"elst", 20, 1 << 17),  # at double speed
     (b"stts", 12, 39),  # a frame less than there are offsets
     (b"ctts", 8, 1000),  # more rows than the table holds
+    (b"stss", 12, 99),  # a keyframe that is no frame
     (b"moov", 4, 4),  # a box shorter than its head
 ])  # fmt: skip
 def test_tables_that_cut_or_contradict_are_left_to_the_packets(
