@@ -28,7 +28,7 @@ import io
 import json
 import math
 import tempfile
-from contextlib import redirect_stderr
+from contextlib import chdir, redirect_stderr
 from functools import partial
 from pathlib import Path
 
@@ -149,8 +149,9 @@ print("                           first target", masks.targets[0, 0].tolist())
 
 # %%
 floats = pixels / 255
-columns = [floats, show_only(floats, masks.context, (8, 8))]
-columns += [show_only(floats, block, (8, 8)) for block in masks.targets.unbind(1)]
+shown = [masks.context, *masks.targets.unbind(1)]
+frames = floats.unsqueeze(2)  # (B, 3, 1, H, W): to the function that draws masks a picture is a clip of one frame
+columns = [floats, *(show_only(frames, block, encoder.grid).squeeze(2) for block in shown)]
 titles = ["picture", "context", "target 1", "target 2", "target 3", "target 4"]
 _ = show([[column[i] for column in columns] for i in (0, 3, 5)], titles)
 
@@ -189,7 +190,7 @@ _ = plt.colorbar(axes[0, 3].images[0], ax=list(axes[0]), label="share of picture
 # %%
 context = encoder(images, masks.context)  # (B, Nc, D)
 noise = torch.randn_like(images)
-shown = show_only(torch.ones_like(images), masks.context, (8, 8)) == 1
+shown = show_only(torch.ones_like(frames), masks.context, encoder.grid).squeeze(2) == 1
 torch.testing.assert_close(encoder(torch.where(shown, images, noise), masks.context), context)
 print(tuple(encoder(images).shape), "without a mask,", tuple(context.shape), "with one")
 
@@ -379,11 +380,11 @@ overrides = {
     "model.momentum.init_args.start": 0.98,
     "data.batch_size": 32,
     "probe.max_train": 1500,
-    "trainer.logger.init_args.save_dir": runs,
+    "trainer.logger.init_args.save_dir": ".",
     "trainer.enable_progress_bar": "false",
     "trainer.enable_model_summary": "false",
 }
-with redirect_stderr(io.StringIO()):  # progress bars and notes of Lightning
+with chdir(runs), redirect_stderr(io.StringIO()):  # progress bars and notes of Lightning
     main(["fit", "--config", "ijepa.yaml", *(f"--{name}={value}" for name, value in overrides.items())])
 
 # %% [markdown]
@@ -423,7 +424,9 @@ trained.encode(images).shape  # the target encoder, without gradient: the networ
 encoders = {"untrained": untrained, "our loop": target_encoder, "jepa fit": trained.target_encoder}
 with torch.no_grad():
     seen = {name: net(images) for name, net in encoders.items()}  # (B, N, D) each
-_ = show([pixels, *(pca_rgb(features, (8, 8)) for features in seen.values())], names=["picture", *seen])
+_ = show(
+    [pixels, *(pca_rgb(features, encoder.grid).squeeze(2) for features in seen.values())], names=["picture", *seen]
+)
 
 # %% [markdown]
 # Another view: the **cosine similarity** of one patch (the red square) to all patches of its picture, bright for alike.
