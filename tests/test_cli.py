@@ -265,6 +265,7 @@ def test_the_logger_of_a_config_is_tensorboard_in_runs(run: str) -> None:
 @pytest.mark.parametrize("option", ["--trainer.enable_progress_bar=false", "--trainer.fast_dev_run=true"])
 def test_lightning_options_that_forbid_observers_work(option: str, image_folder: Path) -> None:
     main(["fit", *TINY, f"--data.root={image_folder}", "--probe.every_n_epochs=0", option])
+    assert any(Path.cwd().rglob("last.ckpt")) == ("fast_dev_run" not in option)
 
 
 def test_images_without_labels_are_probed_for_rank_alone(
