@@ -102,7 +102,7 @@ def test_tensorboard_has_curves_pictures_and_the_configuration(run: str) -> None
     tags = set(events.Tags()["scalars"])
     assert tags >= {
         "train/loss", "train/explained_variance", "train/context_std", "train/target_std", "train/context_tokens",
-        "train/target_tokens", "train/samples_per_s", "schedule/lr", "schedule/weight_decay", "schedule/momentum",
+        "train/target_tokens", "train/images_per_s", "schedule/lr", "schedule/weight_decay", "schedule/momentum",
         "val/loss", "val/linear_top1", "val/knn_top1", "val/rankme", "init/linear_top1", "init/knn_top1", "init/rankme",
     }  # fmt: skip
     assert events.Tags()["images"] == ["masks and features"]

@@ -77,7 +77,8 @@ class Monitor(Callback):
         if self._last is not None:  # from end to end, so that waiting for data counts
             rate = images / max(1e-9, now - self._last)
             self._rate = rate if self._rate is None else 0.95 * self._rate + 0.05 * rate
-            pl_module.log("train/samples_per_s", self._rate)
+            kind = "clips" if batch.inputs.ndim > 4 else "images"
+            pl_module.log(f"train/{kind}_per_s", self._rate)
         self._last = now
         sizes = [masks.context.shape[1] for masks in batch.masks], [masks.targets.shape[2] for masks in batch.masks]
         context, target = (sum(size) / max(1, len(size)) for size in sizes)

@@ -1,4 +1,4 @@
-"""One line: the loss, samples a second, and the time left in the whole run."""
+"""One line: the loss, images or clips a second, and the time left in the whole run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar for each epoch, with loss, samples/s and the time left until the end of training.
+    """Lightning's bar for each epoch, with loss, images/s (or clips/s) and the time left until the end of training.
 
     Args:
         refresh_rate: Batches between two updates.
@@ -32,8 +32,9 @@ class ProgressBar(TQDMProgressBar):
         shown: dict[str, Any] = {}
         if "train/loss" in known:
             shown["loss"] = f"{float(known['train/loss']):.4f}"
-        if "train/samples_per_s" in known:
-            shown["samples/s"] = f"{float(known['train/samples_per_s']):.0f}"
+        for kind in ("images", "clips"):
+            if f"train/{kind}_per_s" in known:
+                shown[f"{kind}/s"] = f"{float(known[f'train/{kind}_per_s']):.0f}"
         for name in ("val/loss", "val/linear_top1", "val/knn_top1", "val/top1"):
             if name in known:
                 shown[name] = f"{float(known[name]):.3f}"

@@ -12,6 +12,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from jepa_lightning import metrics
 from jepa_lightning.distributed import shard
 from jepa_lightning.masking import MaskedBatch
 from jepa_lightning.models import Encoder, ema_update, frozen_copy
@@ -181,6 +182,17 @@ class JEPA(Method):
         if self.compile_networks:
             for network in self.children():
                 network.compile()
+
+
+@torch.no_grad()
+def watched(context: Tensor, predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """What is logged beside the loss of a prediction, and not trained: tokens (..., D) of one family of masks."""
+    return {
+        "explained_variance": metrics.explained_variance(predicted, target),
+        "context_std": metrics.feature_std(context),
+        "predicted_std": metrics.feature_std(predicted),
+        "target_std": metrics.feature_std(target),
+    }
 
 
 def _group(named: Iterable[tuple[str, nn.Parameter]], decay: bool) -> dict[str, Any]:

@@ -25,9 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepa_lightning import metrics
 from jepa_lightning.masking import MaskedBatch, gather_tokens
-from jepa_lightning.methods.base import JEPA
+from jepa_lightning.methods.base import JEPA, watched
 from jepa_lightning.models import Encoder, Predictor
 from jepa_lightning.schedules import Schedule
 
@@ -71,11 +70,4 @@ class IJEPA(JEPA):
             predicted = self.predictor(context, masks.context, masks.targets, family, grid)  # (B, M, Nt, D)
             target = gather_tokens(features, masks.targets)  # (B, M, Nt, D)
             losses.append(F.smooth_l1_loss(predicted, target))
-        with torch.no_grad():  # watched, not trained: of the last family
-            watched = {
-                "explained_variance": metrics.explained_variance(predicted, target),
-                "context_std": metrics.feature_std(context),
-                "predicted_std": metrics.feature_std(predicted),
-                "target_std": metrics.feature_std(target),
-            }
-        return {"loss": torch.stack(losses).mean(), **watched}
+        return {"loss": torch.stack(losses).mean(), **watched(context, predicted, target)}  # of the last family

@@ -26,12 +26,12 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from jepa_lightning import metrics
 from jepa_lightning.masking import MaskedBatch, gather_tokens
-from jepa_lightning.methods.base import JEPA
+from jepa_lightning.methods.base import JEPA, watched
 from jepa_lightning.models import Encoder, Predictor
 from jepa_lightning.schedules import Schedule
 
@@ -81,21 +81,13 @@ class VJEPA(JEPA):
             token = 0 if self.share_mask_token else family
             predicted = self.predictor(context, masks.context, masks.targets, token, grid, target)  # (B, M, Nt, D)
             losses.append((predicted - target).abs().pow(self.loss_exp).mean() / self.loss_exp)
-            spread.append(
-                (
-                    predicted.detach().flatten(1, 2).float().var(dim=1, correction=min(1, masks.targets[0].numel() - 1))
-                    + 1e-4
-                ).sqrt()
-            )  # (B, D)
-        with torch.no_grad():  # watched, not trained: of the last family
-            watched = {
-                "variance": F.relu(1.0 - torch.stack(spread).mean(dim=0)).mean(),
-                "explained_variance": metrics.explained_variance(predicted, target),
-                "context_std": metrics.feature_std(context),
-                "predicted_std": metrics.feature_std(predicted),
-                "target_std": metrics.feature_std(target),
-            }
-        return {"loss": torch.stack(losses).mean(), **watched}
+            spread.append(spread_of(predicted.detach().flatten(1, 2)))
+        variance = F.relu(1.0 - torch.stack(spread).mean(dim=0)).mean()
+        return {
+            "loss": torch.stack(losses).mean(),
+            "variance": variance,
+            **watched(context, predicted, target),  # of the last family
+        }
 
     def setup(self, stage: str) -> None:
         """Leave mask tokens that no family uses out of training: without a gradient they would stop DDP."""
@@ -119,3 +111,8 @@ class VJEPA(JEPA):
         if gradient_clip_val and self.current_epoch > getattr(self.lr, "warmup_epochs", 0):
             for network in (self.encoder, self.predictor):
                 clip(network.parameters(), gradient_clip_val)
+
+
+def spread_of(tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:
+    """Standard deviation over the tokens of each sample, as the official variance term has it."""
+    return (tokens.float().var(dim=1, correction=min(1, tokens.shape[1] - 1)) + 1e-4).sqrt()
