@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jepa_lightning import losses as losses
     from jepa_lightning import masking as masking
     from jepa_lightning.checkpoint import load as load
     from jepa_lightning.checkpoint import load_encoder as load_encoder
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from jepa_lightning.methods import JEPA as JEPA
     from jepa_lightning.methods import VJEPA as VJEPA
     from jepa_lightning.methods import AttentiveProbe as AttentiveProbe
+    from jepa_lightning.methods import FineTune as FineTune
+    from jepa_lightning.methods import LeJEPA as LeJEPA
+    from jepa_lightning.methods import LinearProbe as LinearProbe
+    from jepa_lightning.methods import SaccadeJEPA as SaccadeJEPA
     from jepa_lightning.models import Predictor as Predictor
     from jepa_lightning.models import VisionTransformer as VisionTransformer
 
@@ -29,8 +34,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOME = {
     "AttentiveProbe": "methods",
+    "FineTune": "methods",
     "IJEPA": "methods",
     "JEPA": "methods",
+    "LeJEPA": "methods",
+    "LinearProbe": "methods",
+    "SaccadeJEPA": "methods",
     "VJEPA": "methods",
     "Predictor": "models",
     "VisionTransformer": "models",
@@ -38,7 +47,7 @@ _HOME = {
     "load_encoder": "checkpoint",
     "load_meta": "interop.meta",
 }
-_MODULES = {"masking", "metrics", "models", "methods", "data", "schedules"}
+_MODULES = {"losses", "masking", "metrics", "models", "methods", "data", "schedules"}
 
 __all__ = [*sorted(_HOME), *sorted(_MODULES)]  # names are resolved by __getattr__
 

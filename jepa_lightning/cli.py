@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jsonargparse import lazy_instance  # type: ignore[attr-defined]  # not in its __all__
@@ -17,11 +18,12 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from jepa_lightning import __version__, callbacks, checkpoint
+from jepa_lightning import __version__, callbacks, checkpoint, commands
 from jepa_lightning.data import JEPADataModule
-from jepa_lightning.finding import find_checkpoint, with_shipped_configs
+from jepa_lightning.finding import find_checkpoint, with_shipped_configs, with_stored_config
+from jepa_lightning.interop.trainer import adopt, checkpoint_io
 from jepa_lightning.messages import JepaParser, condense
-from jepa_lightning.methods import Method
+from jepa_lightning.methods import Method, PretrainedEncoder
 from jepa_lightning.strategies import FSDP2Strategy as FSDP2Strategy  # registers --trainer.strategy fsdp2
 
 OBSERVERS = {
@@ -29,8 +31,12 @@ OBSERVERS = {
     "probe": callbacks.Probe,
     "pictures": callbacks.Pictures,
     "monitor": callbacks.Monitor,
+    "health": callbacks.Health,
+    "alarm": callbacks.Alarm,
     "progress": callbacks.ProgressBar,
     "features": callbacks.FeatureWriter,
+    "maps": callbacks.Maps,
+    "report": callbacks.Report,
 }
 """Always there, each configured under its name: `--probe.k 10`."""
 
@@ -70,6 +76,12 @@ class JepaCLI(LightningCLI):
             "another resolution, other data); --ckpt_path instead goes on with the same training.",
         )
 
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        """List the other commands beside Lightning's, for `jepa --help` and for typing errors."""
+        super()._add_subcommands(parser, **kwargs)
+        for name, command in commands.COMMANDS.items():
+            cast(Any, parser)._subcommands_action.add_subcommand(name, JepaParser(), help=command.summary)
+
     def _parse_ckpt_path(self) -> None:
         """Find and check the checkpoint; Lightning's own lets hyper-parameters in it overrule the command line."""
         config = self.config[self.config.subcommand]
@@ -81,6 +93,8 @@ class JepaCLI(LightningCLI):
                 "--ckpt_path",
                 _of_kind(kind),
             )
+            if _foreign(config.ckpt_path):
+                adopt(config, config.ckpt_path, fitting=self.config.subcommand == "fit")
             if config.weights_only is None:  # Lightning would unpickle anything
                 config.weights_only = True
 
@@ -95,6 +109,11 @@ class JepaCLI(LightningCLI):
                 lambda other: "checkpoint" not in other.get("init_args", {}),
                 ours=False,
             )
+        arguments = self.config[self.subcommand].data.get("init_args", {})
+        if model.class_path.endswith(f".{PretrainedEncoder.__name__}") and "masks" in arguments:
+            arguments["masks"] = (
+                None  # it predicts nothing, and the grid may be too small for those of the configuration
+            )
         if trainer.precision is None:
             on_gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
             bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -103,9 +122,11 @@ class JepaCLI(LightningCLI):
             self._parser(self.subcommand).callback_keys.remove("progress")
 
     def after_instantiate_classes(self) -> None:
-        """Write checkpoints atomically, unless a plug-in writes them."""
+        """Write checkpoints atomically, unless a plug-in writes them; read those of others."""
+        path = self.config[self.subcommand].get("ckpt_path")
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            self.trainer.strategy.checkpoint_io = checkpoint.AtomicCheckpointIO()
+            io = checkpoint_io(self.model, path) if _foreign(path) else checkpoint.AtomicCheckpointIO()
+            self.trainer.strategy.checkpoint_io = io
 
     def before_fit(self) -> None:
         """Start from another training, if that was asked for; a resumed run has all that in its checkpoint."""
@@ -135,7 +156,7 @@ class JepaCLI(LightningCLI):
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line: `jepa fit|validate|test|predict`.
+    """Run the command line: `jepa fit|validate|test|predict`, or one of commands.COMMANDS.
 
     Args:
         args: Arguments; those of the process if None.
@@ -145,7 +166,10 @@ def main(args: Sequence[str] | None = None) -> None:
         warnings.filterwarnings("ignore", message=message)
     given, sys.argv = sys.argv, [sys.argv[0], *(sys.argv[1:] if args is None else args)]
     try:
-        sys.argv[1:] = with_shipped_configs(sys.argv[1:])
+        if commands.run(sys.argv[1:]):
+            return
+        options = [re.sub(r"^--model\.init_from\b", "--init_from", argument) for argument in sys.argv[1:]]
+        sys.argv[1:] = with_shipped_configs(with_stored_config(options))
         JepaCLI(
             Method,
             JEPADataModule,
@@ -173,6 +197,11 @@ def main(args: Sequence[str] | None = None) -> None:
 def _no_advertisement(record: logging.LogRecord) -> bool:
     """Lightning recommends cloud products between the lines that a person needs."""
     return "Tip: " not in record.getMessage()
+
+
+def _foreign(path: str | None) -> bool:
+    """Whether it is a checkpoint that Lightning cannot read as it is."""
+    return path is not None and Path(path).exists() and not checkpoint.written_by_lightning(path)
 
 
 def _of_kind(kind: str) -> Callable[[dict[str, Any]], bool]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -35,6 +36,37 @@ def gather_rows(rows: Tensor) -> Tensor:
     return torch.cat([part[: int(n)] for part, n in zip(gathered, lengths, strict=True)])
 
 
+def sum_over_processes(x: Tensor) -> Tensor:
+    """Sum of the processes' tensors, the same in each, with gradient.
+
+    A loss of such sums is the same in every process. Its backward pass sums the gradients of all processes too, so that
+    after DDP or FSDP have averaged over processes, every parameter has the gradient of one process that held all data.
+    """
+    return x if world_size() == 1 else cast(Tensor, _Sum.apply(x))
+
+
+class _Sum(torch.autograd.Function):
+    """All-reduce of values and of gradients. PyTorch's own is deprecated, and its successor private."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return cast(Tensor, _Sum.apply(gradient))
+
+
+@torch.no_grad()
+def replicate(tensors: Iterable[Tensor]) -> None:
+    """Give every process the values of the first, as DDP does by itself and FSDP2 does not."""
+    for tensor in tensors:
+        if world_size() > 1 and not isinstance(tensor, DTensor):
+            dist.broadcast(tensor, 0)
+
+
 def norms_of(tensors: Sequence[Tensor]) -> Tensor:
     """L2 norm of each tensor, (n,) float32; under FSDP2 of all its shards together, in one collective."""
     parts = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
@@ -44,6 +76,28 @@ def norms_of(tensors: Sequence[Tensor]) -> Tensor:
         dist.all_reduce(squares)
         return squares.sqrt()
     return norms
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: its shard under FSDP2, else all of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def relative_distance(first: Iterable[Tensor], second: Iterable[Tensor]) -> Tensor:
+    """``|first - second| / |second|`` over all tensors of two lists; of shards, those of all processes together.
+
+    One pair after the other, so that no copy of a whole network is made, and at most one collective.
+    """
+    sharded, squares = False, []
+    for pair in zip(first, second, strict=True):
+        sharded = sharded or isinstance(pair[1], DTensor)
+        a, b = map(local_part, pair)
+        squares.append(torch.stack([(a - b).square().sum(), b.square().sum()]).float())
+    total = torch.stack(squares).sum(dim=0)
+    if sharded and world_size() > 1:
+        dist.all_reduce(total)
+    return (total[0] / total[1].clamp_min(1e-24)).sqrt()
 
 
 def shard(module: nn.Module, mesh: DeviceMesh | None) -> nn.Module:

@@ -8,13 +8,19 @@ import sys
 from collections.abc import Iterable
 from importlib import import_module
 from inspect import signature
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
 
 class JepaParser(LightningArgumentParser):
-    """A parser whose errors end in the line that matters."""
+    """A parser whose errors end in the line that matters, and which knows `null` at any depth."""
+
+    def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
+        """Parse; an option of an option comes from the parser around this one, which has written null as None."""
+        if not self.exit_on_error and args is not None:
+            args = [f"{argument[:-4]}null" if argument.endswith("=None") else argument for argument in args]
+        return super().parse_args(args, *rest, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what jsonargparse says, then one line of ours."""
@@ -32,6 +38,9 @@ STRUCTURE = re.compile(
 )
 """Lines that say where, not what."""
 
+FACTORY = re.compile(r"^Type .* expects a function or a callable class: ")
+"""Stands before the same lines where a part is built by a function, as masks and clips are."""
+
 
 def condense(message: str, known: Iterable[str] = ()) -> str:
     """Where the mistake is, what it is, and what may have been meant.
@@ -40,16 +49,27 @@ def condense(message: str, known: Iterable[str] = ()) -> str:
         message: What jsonargparse says.
         known: All options there are, for suggestions.
     """
-    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    lines = [FACTORY.sub("", line.strip().removeprefix("- ")) for line in message.splitlines()]
     keys, owner = [], ""
-    for line in lines:
+    for number, line in enumerate(lines):
         if key := re.match(r'Parser key "([^"]+)"', line):
             keys.append(key[1])
         elif problem := re.match(r"Problem with given class_path '([^']+)'", line):
             owner = problem[1]
         if line and not STRUCTURE.match(line):
-            return _with_place(".".join(keys), _reason(line, owner, list(known)))
+            return _with_place(".".join(keys), _reason(_with_value(line, lines[number:]), owner, list(known)))
     return message
+
+
+def _with_value(line: str, after: list[str]) -> str:
+    """What was expected and what was given, which stands further below where several types would do."""
+    line = re.sub(r"\. Got value: Namespace\(.*", "", line)
+    if line.startswith("Expected a <class") and "Got value" not in line:
+        values = [
+            found[1] for text in after if (found := re.match(r"Given value: (?!NestedArg)(.*?)(\. Got value|$)", text))
+        ]
+        return f"{line}. Got value: {values[0]}" if values else line
+    return re.sub(r"^Expected a typing\.Literal\[(.*?)\]", r"Expected one of \1", line)
 
 
 def _with_place(place: str, reason: str) -> str:

@@ -93,6 +93,25 @@ class WarmupStableDecay(Schedule):
         return self.peak + progress * (self.final - self.peak)
 
 
+class StepDecay(Schedule):
+    """A value that is multiplied by ``factor`` every so many epochs (the linear probe of I-JEPA, appendix A.2).
+
+    Args:
+        value: Value of the first epochs.
+        factor: By what it is multiplied.
+        every_epochs: Length of a stair in epochs; fractions are fine.
+    """
+
+    def __init__(self, value: float = 1.0, factor: float = 0.1, every_epochs: float = 15.0) -> None:
+        if every_epochs <= 0:
+            raise ValueError(f"every_epochs must be above 0, got {every_epochs}")
+        self.value, self.factor, self.every_epochs = value, factor, every_epochs
+
+    def __call__(self, step: int, total_steps: float, steps_per_epoch: int) -> float:
+        """Value times factor to the number of stairs that are behind."""
+        return self.value * self.factor ** int((step - 1) / (self.every_epochs * steps_per_epoch))
+
+
 class Cosine(Schedule):
     """Half a cosine from ``start`` to ``final`` (the weight decay of I-JEPA: the paper says linear, the code cosine).
 

@@ -12,9 +12,10 @@ from lightning import Callback, LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from jepa_lightning.data import Folder, ImageDataModule
+from jepa_lightning.losses import SIGReg
 from jepa_lightning.masking import MaskedBatch, MultiBlock, MultiBlock3D, TokenMasks
-from jepa_lightning.methods import IJEPA, JEPA, VJEPA
-from jepa_lightning.models import Predictor, RoPE, VisionTransformer
+from jepa_lightning.methods import IJEPA, JEPA, VJEPA, LeJEPA, SaccadeJEPA
+from jepa_lightning.models import AffineMLP, ConvNeXt, Predictor, Projector, RoPE, VisionTransformer
 from jepa_lightning.schedules import Constant, Linear
 from jepa_lightning.strategies import FSDP2Strategy
 
@@ -26,6 +27,11 @@ def module(method: str) -> JEPA:
     schedules = (Constant(1e-3), Constant(0.1), Linear(0.5, 1.0))
     if method == "ijepa":
         return IJEPA(VisionTransformer(32, 8, 3, 32, 2, 2), partial(Predictor, embed_dim=16, depth=1), *schedules)
+    if method == "lejepa":
+        projector = partial(Projector, hidden_dim=16, out_dim=8)
+        return LeJEPA(VisionTransformer(32, 8, 3, 32, 2, 2), projector, *schedules[:2], sigreg=SIGReg(num_slices=16))
+    if method == "saccade":
+        return SaccadeJEPA(ConvNeXt(24, 3, (8, 16), (1, 1), 4, init_std=None, layer_scale=None), AffineMLP, *schedules)
     encoder = VisionTransformer(32, 8, 3, 32, 2, 2, num_frames=4, tubelet_size=2, positions=RoPE())
     predictor = partial(Predictor, embed_dim=16, depth=1, num_mask_tokens=4)
     return VJEPA(encoder, predictor, *schedules, share_mask_token=True)  # three mask tokens get no gradient
@@ -43,9 +49,16 @@ class Batches(Dataset[MaskedBatch]):
 
     def __getitem__(self, step: int) -> MaskedBatch:
         generator = torch.Generator().manual_seed(step)
-        size = (32, 32) if self.method == "ijepa" else (4, 32, 32)
+        if self.method == "lejepa":
+            views = [
+                torch.randn(BATCH, n, 3, side, side, generator=generator)[self.part] for n, side in ((2, 32), (2, 16))
+            ]
+            return MaskedBatch(views[0][:, 0], (), views=tuple(views))
+        size = (4, 32, 32) if self.method == "vjepa" else (32, 32)
         inputs = torch.randn(BATCH, 3, *size, generator=generator)
-        sampler = MultiBlock(4, min_keep=2) if self.method == "ijepa" else MultiBlock3D((2, 4, 4))
+        if self.method == "saccade":
+            return MaskedBatch(inputs[self.part], (), index=torch.arange(BATCH)[self.part])
+        sampler = MultiBlock3D((2, 4, 4)) if self.method == "vjepa" else MultiBlock(4, min_keep=2)
         families = sampler.sample(BATCH, generator)
         masks = tuple(TokenMasks(family.context[self.part], family.targets[self.part]) for family in families)
         return MaskedBatch(inputs[self.part], masks)

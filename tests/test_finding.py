@@ -112,11 +112,29 @@ def test_runs_of_other_kinds_are_counted_and_the_newest_is_named() -> None:
         find_checkpoint("last.ckpt", "runs", "--model.checkpoint", is_pretraining, ours=False)
 
 
-def test_only_what_is_probed_may_be_a_file_in_another_layout() -> None:
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_checkpoint_may_be_a_file_in_another_layout_but_not_any_file(ours: bool) -> None:
     path = leave("x", 0, content={"encoder": {}, "epoch": 1})
-    assert find_checkpoint(path, "runs", "--model.checkpoint", ours=False) == path
-    with pytest.raises(ValueError, match=r"last.ckpt is not a checkpoint of jepa_lightning"):
-        find_checkpoint(path, "runs")
+    assert find_checkpoint(path, "runs", ours=ours) == path
+    torch.save({"weights": {}}, "other.pt")
+    with pytest.raises(ValueError, match=r"other.pt is no JEPA checkpoint in Meta's layout: .*, but weights"):
+        find_checkpoint("other.pt", "runs", ours=ours)
+
+
+def test_the_name_of_a_folder_on_the_hub_is_asked_for_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("huggingface_hub")
+    asked: list[str] = []
+
+    def download(name: str, **_: Any) -> str:
+        asked.append(name)
+        raise OSError("no network\nand more")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(FileNotFoundError, match=r"no such folder: a/b-256, and it cannot be downloaded: no network$"):
+        find_checkpoint("a/b-256", "runs", ours=False)
+    with pytest.raises(FileNotFoundError, match=r"no such checkpoint: a/b.ckpt"):
+        find_checkpoint("a/b.ckpt", "runs", ours=False)
+    assert asked == ["a/b-256"]
 
 
 def test_lightnings_key_words_are_for_resuming_alone() -> None:

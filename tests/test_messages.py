@@ -28,3 +28,28 @@ def test_options_that_are_nearly_right_are_suggested() -> None:
 def test_what_is_not_understood_is_left_alone() -> None:
     assert condense("something else") == "something else"
     assert condense("") == ""
+
+
+FACTORY = """Parser key "data":
+  Errors:
+    - Problem with given class_path 'jepa_lightning.data.VideoDataModule':
+        Parser key "clips":
+          Errors:
+            - Type collections.abc.Callable[[int], jepa_lightning.data.clips.ClipSampler] expects a function or a \
+callable class: Parser key "{key}":
+                {reason} Got value: Namespace(class_path='jepa_lightning.data.ClipSampler', init_args=Namespace())
+            - Expected a <class 'NoneType'>
+          Given value: NestedArg(key='fps', val='x')"""
+UNION = """Does not validate against any of the Union subtypes
+                Errors:
+                  - Expected a <class 'float'>
+                  - Expected a <class 'NoneType'>
+                Given value type: <class 'str'>
+                Given value: fast."""
+
+
+def test_a_part_that_a_function_builds_is_named_like_any_other() -> None:
+    literal = FACTORY.format(key="short", reason="Expected a typing.Literal['loop', 'hold']. Got value: cut.")
+    assert condense(literal) == "data.clips.short: Expected one of 'loop', 'hold'. Got value: cut"
+    union = FACTORY.format(key="fps", reason=UNION)
+    assert condense(union) == "data.clips.fps: Expected a <class 'float'>. Got value: fast"

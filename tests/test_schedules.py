@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from jepa_lightning.schedules import Constant, Cosine, Linear, Schedule, WarmupCosine, WarmupStableDecay
+from jepa_lightning.schedules import (
+    Constant,
+    Cosine,
+    Linear,
+    Schedule,
+    StepDecay,
+    WarmupCosine,
+    WarmupStableDecay,
+)
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "schedules.json").read_text())
 KINDS = ("warmup_cosine", "linear_decay", "wsd")
@@ -120,6 +128,15 @@ def test_a_released_cool_down_that_is_stretched_never_reaches_its_final_value() 
     assert cooldown(12_000, 12_000, 300) == pytest.approx(1e-6)
 
 
+def test_stairs_go_down_after_whole_stairs() -> None:
+    schedule = StepDecay(2.0, factor=0.1, every_epochs=3)
+    assert [schedule(s, 40.0, 4) for s in (1, 12, 13, 24, 25, 40)] == pytest.approx([2, 2, 0.2, 0.2, 0.02, 0.002])
+    half = StepDecay(1.0, factor=0.5, every_epochs=0.5)
+    assert [half(s, 8.0, 4) for s in range(1, 6)] == pytest.approx([1, 1, 0.5, 0.5, 0.25])
+    with pytest.raises(ValueError, match="every_epochs must be above 0, got 0"):
+        StepDecay(every_epochs=0)
+
+
 def test_a_constant_ignores_the_step() -> None:
     assert {Constant(0.3)(step, total, 7) for step in (1, 2, 1000) for total in (0.0, 5.0)} == {0.3}
 
@@ -132,6 +149,7 @@ def test_a_constant_ignores_the_step() -> None:
         WarmupStableDecay(0.1, 1.0, 0.2),
         Cosine(0.1, 0.2),
         Linear(0.1, 0.2),
+        StepDecay(0.1),
     ],
 )
 def test_a_run_of_no_or_one_step_has_finite_values(schedule: Schedule) -> None:

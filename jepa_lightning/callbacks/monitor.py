@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from jepa_lightning.distributed import norms_of
 from jepa_lightning.masking import MaskedBatch
+from jepa_lightning.masking.padded import mean_length
 
 COLUMNS = (
     "epoch", "itr", "loss", "mask-A", "mask-B", "time (ms)", "lr", "weight decay", "momentum", "memory (MB)",
@@ -80,7 +81,8 @@ class Monitor(Callback):
             kind = "clips" if batch.inputs.ndim > 4 else "images"
             pl_module.log(f"train/{kind}_per_s", self._rate)
         self._last = now
-        sizes = [masks.context.shape[1] for masks in batch.masks], [masks.targets.shape[2] for masks in batch.masks]
+        families = batch.families()
+        sizes = [mean_length(masks.context) for masks in families], [mean_length(masks.targets) for masks in families]
         context, target = (sum(size) / max(1, len(size)) for size in sizes)
         pl_module.log_dict({"train/context_tokens": context, "train/target_tokens": target}, batch_size=1)
         if self._file is None or not isinstance(outputs, dict):

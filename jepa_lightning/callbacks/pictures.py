@@ -67,6 +67,8 @@ class Pictures(Callback):
     @torch.no_grad()
     def draw(self, batch: MaskedBatch, pl_module: Any, data: Any) -> Float[Tensor, "3 height width"]:
         """The table as an image with values from 0 to 1: a row for each image, or several for each clip."""
+        if batch.inputs.ndim == 6:  # of several clips and views of a video the first
+            batch = batch._replace(inputs=batch.inputs[:, 0])
         video = batch.inputs.ndim == 5
         count = min(max(1, self.images // 3) if video else self.images, len(batch.inputs))
         inputs = batch.inputs[:count]
@@ -89,10 +91,10 @@ class Pictures(Callback):
 def show_only(
     pixels: Float[Tensor, "batch 3 t h w"], kept: Int[Tensor, "batch k"], grid: Grid
 ) -> Float[Tensor, "batch 3 t h w"]:
-    """Images in which every patch that is not ``kept`` is dark."""
-    shown = torch.full((len(pixels), math.prod(grid)), GREY, device=pixels.device)
-    shown.scatter_(1, kept, 1.0)
-    return pixels * F.interpolate(shown.view(-1, 1, *grid), pixels.shape[-3:], mode="nearest")
+    """Images in which every patch that is not ``kept`` is dark; -1 stands for no patch."""
+    shown = torch.full((len(pixels), math.prod(grid) + 1), GREY, device=pixels.device)
+    shown.scatter_(1, kept.where(kept >= 0, math.prod(grid)), 1.0)  # the last column belongs to no patch
+    return pixels * F.interpolate(shown[:, :-1].reshape(-1, 1, *grid), pixels.shape[-3:], mode="nearest")
 
 
 def pca_rgb(tokens: Float[Tensor, "batch tokens dim"], grid: Grid) -> Float[Tensor, "batch 3 steps rows columns"]:

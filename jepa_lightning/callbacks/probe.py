@@ -21,7 +21,8 @@ class Probe(Callback):
     The classifiers are fitted on the clean training split and scored on the held-out split, with mean-pooled tokens.
     The same numbers of the encoder as it was initialised are logged once as `init/...`: an encoder that learned
     nothing has these. With several labels a sample, `val/linear_top1` is the mean and `val/linear_top1_NAME` the score
-    of each. `jepa validate` and `jepa test` also print a table and write it as JSON.
+    of each. `jepa validate` and `jepa test` also print a table and write it as JSON. An encoder that is not trained (an
+    AttentiveProbe's) has no baseline, is scored once, and called what its module's ``title`` says.
 
     Args:
         every_n_epochs: Evaluate at the validations of every n-th epoch and at the last; 0 for never.
@@ -38,22 +39,28 @@ class Probe(Callback):
         """What the encoder is before training; the command line changes it where training starts from a checkpoint."""
         self.initial: Scores = {}
         self._untrained: nn.Module | None = None
+        self._frozen: str | None = None
+        """What an encoder that is not trained is called; None for one that is."""
 
     # ------------------------------------------------------------------ the baseline
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Keep the encoder as it was initialised, before a checkpoint is loaded into it."""
-        if self.every_n_epochs and stage in ("validate", "test"):
+        trained = any(parameter.requires_grad for parameter in pl_module.encoder.parameters())
+        self._frozen = None if trained else getattr(pl_module, "title", "frozen encoder")
+        if self.every_n_epochs and stage in ("validate", "test") and not self._frozen:
             self._untrained = pl_module.frozen_encoder()
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Score the initial encoder; a resumed run has these numbers in its checkpoint."""
-        if self.every_n_epochs and not self.initial and trainer.global_step == 0 and not dry_run(trainer):
-            self.initial = self._scores(trainer, pl_module, pl_module.encode, "val", self.start)
+        untrained = self._frozen is not None or trainer.global_step == 0
+        if self.every_n_epochs and not self.initial and untrained and not dry_run(trainer):
+            self.initial = self._scores(trainer, pl_module, pl_module.encode, "val", self._frozen or self.start)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Log the baseline once more in every log, so that curves can be compared with it."""
-        self._log(trainer, "init", self.initial)
+        if not self._frozen:
+            self._log(trainer, "init", self.initial)
 
     def state_dict(self) -> dict[str, Any]:
         """The baseline travels in the checkpoint."""
@@ -72,10 +79,14 @@ class Probe(Callback):
         last = trainer.max_epochs == trainer.current_epoch + 1
         if trainer.state.fn == "fit":
             if (trainer.current_epoch + 1) % self.every_n_epochs == 0 or last:
-                scores = self._scores(trainer, pl_module, pl_module.encode, "val", "probing")
+                scores = self.initial  # for good, if it is not trained
+                if not self._frozen:
+                    scores = self._scores(trainer, pl_module, pl_module.encode, "val", "probing")
                 pl_module.log_dict({f"val/{name}": value for name, value in scores.items()}, sync_dist=True)
                 if last:
-                    self._show(trainer, {self.start: self.initial, "trained": scores}, "validation")
+                    title = self._frozen or "trained"
+                    before = {} if self._frozen else {self.start: self.initial}
+                    self._show(trainer, {**before, title: scores}, "validation")
         else:
             self._evaluate(trainer, pl_module, "val")
 
@@ -91,7 +102,7 @@ class Probe(Callback):
             columns["random initialisation"] = self._scores(
                 trainer, pl_module, untrained, split, "random initialisation"
             )
-        name = "trained" if columns else "random initialisation"
+        name = self._frozen or ("trained" if columns else "random initialisation")
         columns[name] = self._scores(trainer, pl_module, pl_module.encode, split, name)
         pl_module.log_dict({f"{split}/{name}": value for name, value in columns[name].items()}, sync_dist=True)
         if len(columns) == 2:

@@ -9,6 +9,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+from jepa_lightning.callbacks.alarm import Alarm
+
 
 class ProgressBar(TQDMProgressBar):
     """Lightning's bar for each epoch, with loss, images/s (or clips/s) and the time left until the end of training.
@@ -43,4 +45,7 @@ class ProgressBar(TQDMProgressBar):
             left = trainer.estimated_stepping_batches - trainer.global_step
             if 0 <= left < float("inf"):
                 shown["left"] = str(timedelta(seconds=round(pace * left)))
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Alarm) and callback.reason:
+                shown["COLLAPSE ALARM"] = callback.reason
         return shown

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed.tensor import DTensor
+
+State = dict[str, Any]
 
 
 class OptimizerState(Callback):
@@ -15,11 +18,12 @@ class OptimizerState(Callback):
     Learning rate and weight decay are set in every step by the module's schedules and are not taken over.
 
     Args:
-        state: What the other optimizer's ``state_dict`` returned.
+        state: What the other optimizer's ``state_dict`` returned; or a function that makes it, or None, for a module
+            that is set up for training.
     """
 
-    def __init__(self, state: dict[str, Any]) -> None:
-        self.state: dict[str, Any] | None = state
+    def __init__(self, state: State | Callable[[LightningModule], State | None]) -> None:
+        self.state: State | Callable[[LightningModule], State | None] | None = state
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Load them, if the parameters are the same.
@@ -28,6 +32,8 @@ class OptimizerState(Callback):
             ValueError: If they are not.
         """
         state, self.state = self.state, None
+        if callable(state):
+            state = state(pl_module)
         if state is None:
             return
         (optimizer,) = trainer.optimizers

@@ -6,11 +6,13 @@ from jepa_lightning.data.decode import Decoder, PyAVDecoder, TorchCodecDecoder
 from jepa_lightning.data.embedded import DigitScenes
 from jepa_lightning.data.images import ImageDataModule, ImageDataset
 from jepa_lightning.data.moving_digits import MovingDigits
+from jepa_lightning.data.multi_crop import MultiCrop, MultiCropClip, Photometric
+from jepa_lightning.data.preprocess import Normalization, Preprocess
 from jepa_lightning.data.sources import Folder, Images, ImageSource, Torchvision
-from jepa_lightning.data.transforms import CleanTransform, PretrainTransform
+from jepa_lightning.data.transforms import CleanTransform, PretrainTransform, TrainTransform, Views
 from jepa_lightning.data.video_mixture import Mixture
 from jepa_lightning.data.video_sources import StillImages, VideoFolder, VideoList, Videos, VideoSource
-from jepa_lightning.data.video_transforms import CleanClipTransform, PretrainClipTransform
+from jepa_lightning.data.video_transforms import CleanClipTransform, PretrainClipTransform, TrainClipTransform
 from jepa_lightning.data.videos import ClipFormat, VideoDataModule, VideoDataset, VideoReader
 
 __all__ = [
@@ -28,12 +30,19 @@ __all__ = [
     "JEPADataModule",
     "Mixture",
     "MovingDigits",
+    "MultiCrop",
+    "MultiCropClip",
+    "Normalization",
+    "Photometric",
+    "Preprocess",
     "PretrainClipTransform",
     "PretrainTransform",
     "PyAVDecoder",
     "StillImages",
     "TorchCodecDecoder",
     "Torchvision",
+    "TrainClipTransform",
+    "TrainTransform",
     "VideoDataModule",
     "VideoDataset",
     "VideoFolder",
@@ -41,4 +50,5 @@ __all__ = [
     "VideoReader",
     "VideoSource",
     "Videos",
+    "Views",
 ]

@@ -13,9 +13,10 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
 
 from jepa_lightning import distributed
-from jepa_lightning.data.sampler import EpochSampler, ResumableLoader, Shares
+from jepa_lightning.data.sampler import Draw, EpochSampler, ResumableLoader, Shares
 from jepa_lightning.masking import MaskCollator, MaskedBatch, MaskSampler, Sample, seeded
 from jepa_lightning.masking.sampler import Grid
 
@@ -63,6 +64,8 @@ class JEPADataModule(LightningDataModule):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self.img_size, self.patch_size = img_size, patch_size
         self.mean, self.std = mean, std
+        self.served: dict[str, Dataset[Any]] = {}
+        """Samples in place of a split's own, for training and evaluation: features that a probe has computed once."""
 
     @abstractmethod
     def dataset(self, split: str, augment: bool) -> Dataset[Any]:
@@ -118,7 +121,8 @@ class JEPADataModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled, augmented, masked; goes on where a checkpoint left off."""
-        return self._training_loader(self.dataset("train", augment=True), self.sampler())
+        served = self.served.get("train")
+        return self._training_loader(self.dataset("train", augment=True) if served is None else served, self.sampler())
 
     def shares(self) -> Shares | None:
         """How often an epoch draws from which part of the training split; None for every sample once."""
@@ -151,6 +155,19 @@ class JEPADataModule(LightningDataModule):
         """
         return self._probe_loader(partial(self.dataset, split, augment=False), split, most)
 
+    def random_views(self, samples: int, count: int) -> Tensor:
+        """Random views of a few training samples, as training would draw them, uint8 (samples, count, C, ...).
+
+        The same ones whenever they are asked for; each process has samples of its own.
+        """
+        dataset = self.dataset("train", augment=True)
+        order = torch.randperm(len(dataset), generator=seeded("views", self.seed)).tolist()  # type: ignore[arg-type]
+        most = min(samples, len(order) // distributed.world_size())  # as many in every process
+        mine = order[distributed.rank() :: distributed.world_size()][:most] or order[:1]
+        shown = tqdm(mine, desc="views for LiDAR", delay=2, leave=False, disable=distributed.rank() > 0)
+        rows = [[dataset[Draw(index, epoch=-1 - view)].inputs for view in range(count)] for index in shown]
+        return torch.stack([torch.stack(row) for row in rows])
+
     def _probe_loader(self, make: Callable[[], Dataset[Any]], split: str, most: int | None) -> DataLoader[Any] | None:
         try:
             dataset = make()
@@ -165,9 +182,13 @@ class JEPADataModule(LightningDataModule):
         mine = order[distributed.rank() :: distributed.world_size()] or order[:1]
         return DataLoader(Subset(dataset, sorted(mine)), shuffle=False, **self._loader_options(None))
 
+    def evaluation_dataset(self, split: str) -> Dataset[Any]:
+        """The samples of a split as the loss on held-out data sees them; raises FileNotFoundError without one."""
+        return self.dataset(split, augment=False)
+
     def _evaluation_loader(self, split: str) -> DataLoader[Any] | list[Any]:
         try:
-            dataset = self.dataset(split, augment=False)
+            dataset = self.served[split] if split in self.served else self.evaluation_dataset(split)
         except FileNotFoundError as error:
             if split == "test":
                 raise
@@ -215,7 +236,8 @@ class JEPADataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: MaskedBatch, dataloader_idx: int) -> MaskedBatch:
         """Lightning's hook: pixels travel as uint8 and become floats on the device."""
-        return batch._replace(inputs=self.normalize(batch.inputs))
+        views = tuple(self.normalize(v.flatten(0, 1)).unflatten(0, v.shape[:2]) for v in batch.views)
+        return batch._replace(inputs=self.normalize(batch.inputs), views=views)
 
 
 def _default_workers() -> int:

@@ -12,7 +12,16 @@ from jepa_lightning.data.base import MaskFactory
 from jepa_lightning.data.embedded import DigitScenes
 from jepa_lightning.data.reading import ReadingDataModule, ReadingDataset, Unreadable
 from jepa_lightning.data.sources import Folder, Images, ImageSource, Listing, Split
-from jepa_lightning.data.transforms import IMAGENET_MEAN, IMAGENET_STD, CleanTransform, PretrainTransform, Transform
+from jepa_lightning.data.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Beside,
+    CleanTransform,
+    PretrainTransform,
+    TrainTransform,
+    Transform,
+    Views,
+)
 from jepa_lightning.masking import MultiBlock
 
 Size = tuple[int, int]
@@ -40,8 +49,8 @@ class ImageDataset(ReadingDataset):
         """Decode an image; nothing of it is drawn."""
         return self.images.image(index)
 
-    def view(self, content: Image.Image) -> Tensor:
-        """Transform it, (C, H, W)."""
+    def view(self, content: Image.Image) -> Tensor | Views:
+        """Transform it, (C, H, W) or several views."""
         return self.transform(content)
 
     def blank(self) -> Image.Image:
@@ -56,7 +65,7 @@ class ImageDataModule(ReadingDataModule):
         source: Where images come from: DigitScenes (embedded, the default), Folder or Torchvision.
         root: Short for a Folder source: a folder of images.
         masks: Builds the mask sampler for a token grid; null for batches without masks.
-        transform: Builds the training transform for an image size.
+        transform: Builds the training transform for an image size; MultiCrop for methods of several views.
         batch_size: Images in a batch of one process.
         num_workers: Loader processes; null for one less than this process has cores, at most 8.
         seed: Key of shuffles, crops and masks; null for the seed of the run (``seed_everything``).
@@ -72,7 +81,7 @@ class ImageDataModule(ReadingDataModule):
         source: ImageSource | None = None,
         root: str | None = None,
         masks: MaskFactory | None = MultiBlock,
-        transform: Callable[[Size], PretrainTransform] = PretrainTransform,
+        transform: Callable[[Size], TrainTransform] = PretrainTransform,
         batch_size: int = 64,
         num_workers: int | None = None,
         seed: int | None = None,
@@ -104,6 +113,14 @@ class ImageDataModule(ReadingDataModule):
 
     def dataset(self, split: str, augment: bool) -> ImageDataset:
         """The samples of a split."""
-        transform: Transform = self.transform(self.size()) if augment else CleanTransform(self.size())
-        images = self.images(cast(Split, split))
-        return ImageDataset(images, transform, self.seed, replace=augment, report=self.report)
+        return self._dataset(split, self.transform(self.size()) if augment else CleanTransform(self.size()), augment)
+
+    def evaluation_dataset(self, split: str) -> ImageDataset:
+        """Clean images, with views beside them, the same every time, if training has views."""
+        views = self.transform(self.size())
+        if not views.several:
+            return self.dataset(split, augment=False)
+        return self._dataset(split, Beside(CleanTransform(self.size()), views), False)
+
+    def _dataset(self, split: str, transform: Transform, replace: bool) -> ImageDataset:
+        return ImageDataset(self.images(cast(Split, split)), transform, self.seed, replace, self.report)

@@ -6,18 +6,20 @@ import tempfile
 import uuid
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
+from jepa_lightning import distributed
 from jepa_lightning.data.base import Classes, JEPADataModule
 from jepa_lightning.data.sampler import Draw
 from jepa_lightning.data.sources import Label, Listing, Source, Split
+from jepa_lightning.data.transforms import Views
 from jepa_lightning.masking import MaskedBatch, Sample, seeded
 
 LINE = ",\n  "
@@ -78,7 +80,7 @@ class ReadingDataset(Dataset[Sample], ABC):
         """
 
     @abstractmethod
-    def view(self, content: Any) -> Tensor:
+    def view(self, content: Any) -> Tensor | Views:
         """Transform what was read into uint8 inputs; may draw from PyTorch's global generator."""
 
     @abstractmethod
@@ -100,12 +102,12 @@ class ReadingDataset(Dataset[Sample], ABC):
             except Exception as error:  # decoders raise whatever they like
                 self.report.note(self.listing, chosen, error)
                 if not self.replace:
-                    return Sample(self.view(self.blank()), self._unknown(), -1, epoch, step)
+                    return _sample(self.view(self.blank()), self._unknown(), -1, epoch, step, turn)
                 reason = f"{self.listing.name(chosen)} ({type(error).__name__}: {error})"
                 continue
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seeded("crop", *key).initial_seed())
-                return Sample(self.view(content), self.listing.labels[chosen], chosen, epoch, step)
+                return _sample(self.view(content), self.listing.labels[chosen], chosen, epoch, step, turn)
         raise ValueError(f"none of the {len(self)} samples could be decoded, the last: {reason}")
 
     def _unknown(self) -> Label:
@@ -130,6 +132,8 @@ class ReadingDataModule(JEPADataModule):
     def __init__(self, source: Source, **options: Any) -> None:
         super().__init__(**options)
         self.source, self.report = source, Unreadable()
+        self.finished: Callable[[], Collection[int]] = tuple
+        """Says which samples prediction may leave out; asked when it begins."""
         self._listings: dict[Split, Listing] = {}
         self._told = False
 
@@ -199,8 +203,12 @@ class ReadingDataModule(JEPADataModule):
         return [listing.name(i) for i in index]
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Every sample of the source, clean, in order, without masks."""
-        return DataLoader(self.dataset("all", augment=False), shuffle=False, **self._loader_options(None))
+        """Every sample of the source that is not finished, clean, in order, without masks."""
+        dataset = self.dataset("all", augment=False)
+        finished = sorted(set(self.finished()) & set(range(len(dataset))))
+        left = set(range(len(dataset))) - set(finished)
+        left |= set(finished[: max(0, distributed.world_size() - len(left))])  # a process without any would wait
+        return DataLoader(Subset(dataset, sorted(left)), shuffle=False, **self._loader_options(None))
 
     def on_after_batch_transfer(self, batch: MaskedBatch, dataloader_idx: int) -> MaskedBatch:
         """Normalise on the device, and say when the first file could not be decoded."""
@@ -228,6 +236,12 @@ class ReadingDataModule(JEPADataModule):
     def unreadable(self) -> list[str]:
         """Names of all files that could not be decoded so far."""
         return self.report.names()
+
+
+def _sample(made: Tensor | Views, label: Label, index: int, epoch: int, step: int, turn: int) -> Sample:
+    """What a transform made of a sample, as the collator takes it."""
+    inputs, views = (made.inputs, made.views) if isinstance(made, Views) else (made, ())
+    return Sample(inputs, label, index, epoch, step, views, turn)
 
 
 def _labels_seen(listing: Listing) -> list[set[int]]:

@@ -2,21 +2,66 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
-Transform = Callable[[Image.Image], Tensor]
-"""A PIL image in, a uint8 tensor (C, H, W) out."""
+
+class Views(NamedTuple):
+    """What a transform makes for methods that compare several views of a sample.
+
+    Attributes:
+        inputs: One of the views, or one more, (C, H, W) or (C, T, H, W).
+        views: All views of each size, (V, C, h, w) or (V, C, T, h, w); the global ones first.
+    """
+
+    inputs: Tensor
+    views: tuple[Tensor, ...]
+
+
+Transform = Callable[[Image.Image], Tensor | Views]
+"""A PIL image in; a uint8 tensor (C, H, W) out, or several."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class PretrainTransform:
+class TrainTransform(ABC):
+    """What happens to a training image; subclass it to bring your own.
+
+    Attributes:
+        several: Whether it makes Views; held-out images then have views too, beside the clean one.
+    """
+
+    several = False
+
+    @abstractmethod
+    def __call__(self, image: Image.Image) -> Tensor | Views:
+        """A random view, uint8 (3, H, W), or several; drawn from PyTorch's generator."""
+
+
+class Beside:
+    """A clean view, and beside it the views of a training transform: what methods of several views validate on.
+
+    Args:
+        clean: Makes the inputs, which probes and pictures see.
+        several: Makes the views, and inputs that are not used.
+    """
+
+    def __init__(self, clean: Callable[[Any], Any], several: Callable[[Any], Any]) -> None:
+        self.clean, self.several = clean, several
+
+    def __call__(self, content: Any) -> Views:
+        """The clean view and the others."""
+        return Views(self.clean(content), self.several(content).views)
+
+
+class PretrainTransform(TrainTransform):
     """What I-JEPA does to a training image: a random resized crop and, unless asked, nothing else.
 
     Draws from PyTorch's generator, which the data set seeds with (seed, epoch, index).

@@ -35,6 +35,7 @@ VIDEO_EXTENSIONS = {
     ".ogv", ".gif",
 }  # fmt: skip
 STILL_EXTENSIONS = EXTENSIONS - VIDEO_EXTENSIONS
+LIST_EXTENSIONS = {".csv", ".txt", ".npy"}
 
 
 class Videos(Listing):
@@ -90,6 +91,17 @@ class FileVideos(Files, Videos):
         return Still(read_image(path)) if path.suffix.lower() in STILL_EXTENSIONS else decoder.open(path)
 
 
+class ListedVideos(FileVideos):
+    """Video files that somebody has written down."""
+
+    def open(self, index: int, decoder: Decoder) -> Video:
+        """Open the file."""
+        try:
+            return super().open(index, decoder)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; correct the list, whose paths start from the folder it is in") from error
+
+
 class VideoFolder(ClassFolders[FileVideos], VideoSource):
     """Video files, and image files, in folders.
 
@@ -131,7 +143,7 @@ class VideoList(VideoSource):
         self.holdout = holdout
         self._read: dict[str, list[Entry]] = {}
 
-    def split(self, split: Split) -> FileVideos:
+    def split(self, split: Split) -> ListedVideos:
         """The videos of a split.
 
         Raises:
@@ -155,11 +167,18 @@ class VideoList(VideoSource):
                 raise FileNotFoundError(f"no videos in {', '.join(str(path) for path in self.lists[split])}")
         return self._read[split]
 
-    def _videos(self, entries: Sequence[Entry]) -> FileVideos:
+    def _videos(self, entries: Sequence[Entry]) -> ListedVideos:
         # Classes are counted over all lists, so that every split has the same.
         largest = max(entry.label for name in self.lists for entry in [*self._entries(name), NO_ENTRY])
         files, labels = [str(entry.folder / entry.name) for entry in entries], [entry.label for entry in entries]
-        return FileVideos(Path(), files, labels, [str(label) for label in range(largest + 1)])
+        return ListedVideos(Path(), files, labels, [str(label) for label in range(largest + 1)])
+
+
+def source_of(root: str) -> VideoSource:
+    """A folder of videos, or a list of them."""
+    path = Path(root).expanduser()
+    named_like_a_list = path.suffix.lower() in LIST_EXTENSIONS and not path.is_dir()
+    return VideoList(root) if path.is_file() or named_like_a_list else VideoFolder(root)
 
 
 class Entry(NamedTuple):
@@ -192,7 +211,9 @@ def read_list(path: Path) -> list[Entry]:
         ValueError: If it, or a line of it, cannot be understood.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no such list of videos: {path}")
+        raise FileNotFoundError(
+            f"no such list of videos: {path} (set --data.root to a file with a path and a label in each line)"
+        )
     if path.suffix == ".npy":
         try:
             names = np.load(path, allow_pickle=False).astype(str).reshape(-1).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -10,10 +11,10 @@ from torch import Tensor
 from torchvision.transforms import RandomErasing, RandomResizedCrop, v2
 from torchvision.transforms.v2 import InterpolationMode
 
-from jepa_lightning.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from jepa_lightning.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Views
 
-ClipTransform = Callable[[Tensor], Tensor]
-"""Frames (T, H, W, 3) in, a clip (3, T, H, W) out, both uint8."""
+ClipTransform = Callable[[Tensor], Tensor | Views]
+"""Frames (T, H, W, 3) in, a clip (3, T, H, W) or several out, all uint8."""
 
 Frames = UInt8[Tensor, "time height width 3"]
 Clip = UInt8[Tensor, "3 time rows columns"]
@@ -23,7 +24,21 @@ RAND_AUGMENT = {"num_ops": 4, "magnitude": 21, "num_magnitude_bins": 31}
 ERASED_AREA, ERASED_RATIO = [0.02, 1 / 3], [0.3, 1 / 0.3]
 
 
-class PretrainClipTransform:
+class TrainClipTransform(ABC):
+    """What happens to a training clip; subclass it to bring your own.
+
+    Attributes:
+        several: Whether it makes Views; held-out clips then have views too, beside the clean one.
+    """
+
+    several = False
+
+    @abstractmethod
+    def __call__(self, frames: Frames) -> Clip | Views:
+        """A random view, or several; drawn from PyTorch's generator."""
+
+
+class PretrainClipTransform(TrainClipTransform):
     """What V-JEPA does to a training clip: a random resized crop and a flip, the same for every frame.
 
     Draws from PyTorch's generator, which the data set seeds with (seed, epoch, index).

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -20,9 +19,14 @@ from jepa_lightning.data.moving_digits import MovingDigits
 from jepa_lightning.data.reading import ReadingDataModule, ReadingDataset, Unreadable
 from jepa_lightning.data.sampler import Shares
 from jepa_lightning.data.sources import Listing, Split
-from jepa_lightning.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from jepa_lightning.data.video_sources import Still, VideoFolder, VideoList, Videos, VideoSource
-from jepa_lightning.data.video_transforms import CleanClipTransform, ClipTransform, PretrainClipTransform
+from jepa_lightning.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Beside, Views
+from jepa_lightning.data.video_sources import Still, Videos, VideoSource, source_of
+from jepa_lightning.data.video_transforms import (
+    CleanClipTransform,
+    ClipTransform,
+    PretrainClipTransform,
+    TrainClipTransform,
+)
 from jepa_lightning.masking import Grid, MaskCollator, MaskedBatch, MaskSampler, MultiBlock3D, Sample
 
 Size = tuple[int, int]
@@ -129,10 +133,19 @@ class VideoDataset(ReadingDataset):
             self._late.add(key)
             raise
 
-    def view(self, content: list[Tensor]) -> Tensor:
-        """One clip (C, T, H, W), or (K, C, T, H, W): all views of the first clip, then of the next."""
-        views = [transform(frames) for frames in content for transform in self.transforms]
-        return views[0] if len(views) == 1 else torch.stack(views)
+    def view(self, content: list[Tensor]) -> Tensor | Views:
+        """One clip (C, T, H, W), or (K, C, T, H, W): all views of the first clip, then of the next.
+
+        Raises:
+            ValueError: If several clips of a video should each be seen in views that are compared.
+        """
+        made = [transform(frames) for frames in content for transform in self.transforms]
+        if len(made) == 1:
+            return made[0]
+        clips = [clip for clip in made if isinstance(clip, Tensor)]
+        if len(clips) < len(made):
+            raise ValueError(f"MultiCropClip makes views of one clip, not of {len(made)}: set clips.num_clips to 1")
+        return torch.stack(clips)
 
     def blank(self) -> list[Tensor]:
         """Small black frames."""
@@ -162,7 +175,7 @@ class VideoDataModule(ReadingDataModule):
         root: Short for a VideoFolder source, a folder of videos; or for a VideoList, its file.
         masks: Builds the mask sampler for a token grid; null for batches without masks, as probes want them: several
             clips and views of a video then stay together, (B, K, C, T, H, W), in training and in evaluation.
-        transform: Builds the training transform for a frame size.
+        transform: Builds the training transform for a frame size; MultiCropClip for methods of several views.
         clips: Builds the sampler of frames for a number of frames; null for 8 frames a second. Several clips of a video
             each become a sample of the batch.
         reader: How files are decoded, and when they are given up; null for PyAV and a minute.
@@ -180,7 +193,7 @@ class VideoDataModule(ReadingDataModule):
         source: VideoSource | None = None,
         root: str | None = None,
         masks: MaskFactory | None = MultiBlock3D,
-        transform: Callable[[Size], PretrainClipTransform] = PretrainClipTransform,
+        transform: Callable[[Size], TrainClipTransform] = PretrainClipTransform,
         clips: ClipFactory | None = None,
         reader: VideoReader | None = None,
         batch_size: int = 16,
@@ -190,7 +203,7 @@ class VideoDataModule(ReadingDataModule):
     ) -> None:
         self.format = inputs or ClipFormat()
         super().__init__(
-            (VideoList(root) if Path(root).is_file() else VideoFolder(root)) if root else source or MovingDigits(),
+            source_of(root) if root else source or MovingDigits(),
             mask_factory=masks,
             batch_size=batch_size,
             num_workers=num_workers,
@@ -201,6 +214,11 @@ class VideoDataModule(ReadingDataModule):
             std=self.format.std,
         )
         self.transform, self.clips, self.reader = transform, clips or DEFAULT_CLIPS, reader or VideoReader()
+
+    def setup(self, stage: str) -> None:
+        """Fail now rather than in a worker: settings that make no clip, or no file that makes one."""
+        self._clips(1)
+        super().setup(stage)
 
     def num_frames(self) -> int:
         """Frames of a clip.
@@ -253,6 +271,13 @@ class VideoDataModule(ReadingDataModule):
         if not augment:
             return self.clip_dataset(split) if self.masks else self.clip_dataset(split, self.num_clips, self.views)
         return self._dataset(split, self.clips(self.num_frames()), [self.transform(self.size())], replace=True)
+
+    def evaluation_dataset(self, split: str) -> VideoDataset:
+        """As ``dataset``; with views beside each clip, the same every time, if training has views."""
+        views = self.transform(self.size())
+        if not views.several:
+            return self.dataset(split, augment=False)
+        return self._dataset(split, self._clips(1), [Beside(CleanClipTransform(self.size()), views)], replace=False)
 
     def clip_dataset(self, split: str, num_clips: int = 1, views: int = 1) -> VideoDataset:
         """A split as evaluation sees it.

@@ -34,6 +34,11 @@ class Features(NamedTuple):
         return Features(self.x, self.y[:, number])
 
 
+def exact(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """In float64, in main memory where the device has none (Apple's)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 @torch.no_grad()
 def extract(
     encode: Callable[[Tensor], Tensor],
@@ -53,7 +58,7 @@ def extract(
     """
     rows, labels = [], []
     for batch in tqdm(loader, desc=title, leave=False, disable=rank() > 0 or None, unit="batch"):
-        kept = batch.index >= 0  # files that could not be decoded
+        kept = slice(None) if batch.index is None else batch.index >= 0  # not files that could not be decoded
         tokens = encode(prepare(batch.inputs[kept].to(device, non_blocking=True)))
         rows.append(tokens.mean(dim=1).float())
         labels.append(batch.labels[kept].to(device))

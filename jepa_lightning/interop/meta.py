@@ -5,22 +5,23 @@ The weights that Meta released for I-JEPA and V-JEPA are CC BY-NC 4.0; this read
 
 from __future__ import annotations
 
-import pickle
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 
+from jepa_lightning.interop.meta_sizes import Given, encoder_arguments, predictor_arguments
+from jepa_lightning.interop.networks import Branch, Networks, check, filled, papers_preprocessing
 from jepa_lightning.methods import IJEPA, VJEPA
-from jepa_lightning.models import SIZES, Positions, Predictor, RoPE, SinCos3D, VisionTransformer
-from jepa_lightning.models.vision_transformer import pair, token_grid
+from jepa_lightning.models import Predictor, VisionTransformer
 from jepa_lightning.schedules import Constant, Cosine, Linear, WarmupCosine
+from jepa_lightning.untrusted import own, read_torch
 
 NETWORKS = ("encoder", "predictor", "target_encoder")
-HEADS = {int(size["embed_dim"]): int(size["num_heads"]) for name, size in SIZES.items() if name != "giant_xformers"}
-HEADS_V2 = {**HEADS, 1408: 22}
+NETWORK_OF: dict[Branch, str] = {"target": "target_encoder", "context": "encoder"}
 LEGACY = ("pos_embed", "predictor_pos_embed")
 """Left in the released files of V-JEPA 2, whose rotary networks do not use them."""
 MASK_TOKENS_V2 = 10
@@ -47,13 +48,88 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 """The published ones."""
 
 
-class Given(NamedTuple):
-    """What the caller says about the encoder, None where it is to be read off the tensors."""
+class MetaFile(NamedTuple):
+    """A checkpoint in Meta's layout, its tensors still in the file.
 
-    num_heads: int | None
-    img_size: int | tuple[int, int] | None
-    num_frames: int | None
-    rotary: bool
+    Attributes:
+        path: The file.
+        networks: The state of each network that is there, without prefixes and without tensors that nothing uses.
+        family: ``I-JEPA``, ``V-JEPA``, ``V-JEPA 2``, ``V-JEPA 2-AC`` or ``V-JEPA 2.1``.
+        content: Everything in the file.
+    """
+
+    path: Path
+    networks: dict[str, dict[str, Tensor]]
+    family: str
+    content: dict[str, Any]
+
+    @property
+    def rotary(self) -> bool:
+        """Whether the positions of the networks are rotary."""
+        return self.family.startswith("V-JEPA 2")
+
+
+def read_meta(path: Path, content: Any = None, rotary: bool | None = None) -> MetaFile:
+    """Open a file in Meta's layout.
+
+    Args:
+        path: The file.
+        content: What is in it, if that was read already.
+        rotary: Whether the networks have rotary positions; None to tell from the tensors.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not a checkpoint of this layout.
+    """
+    if content is None and not path.is_file():
+        raise FileNotFoundError(f"no such checkpoint: {path}")
+    content = read_torch(path) if content is None else content
+    there = content if isinstance(content, dict) else {}
+    networks = {name: there[name] for name in NETWORKS if isinstance(there.get(name), dict)}
+    if not {"encoder", "target_encoder"} & set(networks):
+        missing = ", ".join(name for name in NETWORKS if name not in networks)
+        raise ValueError(f"{path} is no JEPA checkpoint in Meta's layout: it has no {missing}{_there(there)}")
+    networks = {name: plain(path, name, state) for name, state in networks.items()}
+    family = _family(networks, rotary)
+    if family.startswith("V-JEPA 2"):
+        networks = {net: {k: v for k, v in state.items() if k not in LEGACY} for net, state in networks.items()}
+    return MetaFile(path, networks, family, content)
+
+
+def _family(networks: dict[str, dict[str, Tensor]], rotary: bool | None) -> str:
+    encoder = networks.get("target_encoder", networks.get("encoder", {}))
+    predictor = networks.get("predictor", {})
+    if "patch_embed_img.proj.weight" in encoder:
+        return "V-JEPA 2.1"
+    if "action_encoder.weight" in predictor:
+        return "V-JEPA 2-AC"
+    if "patch_embed.proj.weight" not in encoder or encoder["patch_embed.proj.weight"].ndim != 5:
+        return "I-JEPA"
+    if rotary is None:
+        tokens = sum(name.startswith("mask_tokens.") for name in predictor)
+        rotary = "pos_embed" not in encoder or tokens == MASK_TOKENS_V2
+    return "V-JEPA 2" if rotary else "V-JEPA"
+
+
+def plain(path: Path, network: str, state: dict[Any, Any]) -> dict[str, Tensor]:
+    """The tensors of one network without the one leading ``module.`` of DDP and the ``backbone.`` of the mask wrapper.
+
+    Raises:
+        ValueError: If something is no tensor, or only some of the tensors have a prefix.
+    """
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            kind = type(tensor if isinstance(name, str) else name).__name__
+            raise ValueError(f"{path}: {network} holds a {kind} ({str(name)[:80]}), not only tensors with names")
+    for prefix in ("module.", "backbone."):
+        without = [name for name in state if not name.startswith(prefix)]
+        if without and len(without) < len(state):
+            raise ValueError(
+                f"{path}: {len(state) - len(without)} of {len(state)} tensors of {network} have the prefix {prefix}, "
+                f"the others, for example {without[0]}, have not: a whole file has it everywhere or nowhere"
+            )
+        state = state if without else {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
 
 
 def load_meta(
@@ -68,7 +144,8 @@ def load_meta(
     """The method with all three networks of a checkpoint in Meta's layout; every tensor is used, or it is an error.
 
     A file with a 2-D patch projection is I-JEPA, with a 3-D one V-JEPA, and among those one without position tables,
-    or with the ten mask tokens of the released files, is V-JEPA 2.
+    or with the ten mask tokens of the released files, is V-JEPA 2. Training goes on from such a file with `jepa fit
+    --ckpt_path FILE`, which also reads its optimizer and its epoch: see meta_training.
 
     Args:
         path: The file, for example ``IN1K-vit.h.14-300e.pth.tar``, ``vitl16.pth.tar`` or ``vitl.pt``.
@@ -85,145 +162,78 @@ def load_meta(
         FileNotFoundError: No such file.
         ValueError: Not a checkpoint of this layout, or a tensor is missing, unexpected or of the wrong shape.
     """
-    path = Path(path)
-    states = {name: _strip(state) for name, state in _read(path).items()}
-    video = _tensor(path, "encoder", states["encoder"], "patch_embed.proj.weight").ndim == 5
-    if rotary is None:
-        tokens = sum(name.startswith("mask_tokens.") for name in states["predictor"])
-        rotary = video and ("pos_embed" not in states["encoder"] or tokens == MASK_TOKENS_V2)
-    if rotary:
-        states = {net: {k: v for k, v in state.items() if k not in LEGACY} for net, state in states.items()}
-    given = Given(num_heads, img_size, num_frames, rotary)
-    encoder = (_video_encoder if video else _image_encoder)(path, states["encoder"], given)
-    predictor = _predictor(path, states["predictor"], predictor_num_heads, rotary)
-    family = "V-JEPA 2" if rotary else "V-JEPA" if video else "I-JEPA"
-    module = (VJEPA if video else IJEPA)(encoder, predictor, **{**SCHEDULES[family], **overrides})
-    for name, state in states.items():
-        _load(path, name, module.get_submodule(name), state)
-    return module
-
-
-def _read(path: Path) -> dict[str, dict[str, Tensor]]:
-    """The state dicts of the three networks, memory-mapped."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no such checkpoint: {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a PyTorch checkpoint that can be read safely: {reason}") from error
-    missing = [name for name in NETWORKS if not isinstance(content, dict) or not isinstance(content.get(name), dict)]
+    file = read_meta(Path(path), rotary=rotary)
+    missing = [name for name in NETWORKS if name not in file.networks]
     if missing:
         raise ValueError(f"{path} is no JEPA checkpoint in Meta's layout: it has no {', '.join(missing)}")
-    return {name: content[name] for name in NETWORKS}
+    if file.family not in SCHEDULES:
+        raise ValueError(
+            f"{path} is of {file.family}, which is not among the methods here: {', '.join(SCHEDULES)}"
+            + ("; jepa_lightning.load_encoder reads its encoder" if file.family == "V-JEPA 2-AC" else "")
+        )
+    given = Given(num_heads, img_size, num_frames, file.rotary)
+    encoder = encoder_arguments(file.path, file.networks["encoder"], given)
+    predictor = predictor_arguments(file.path, file.networks["predictor"], predictor_num_heads, file.rotary)
+    arguments = {**SCHEDULES[file.family], **overrides}
+    with torch.device("meta"):  # no memory and no time for weights that are read anyway
+        method = IJEPA if file.family == "I-JEPA" else VJEPA
+        module: IJEPA | VJEPA = method(VisionTransformer(**encoder), partial(Predictor, **predictor), **arguments)
+    networks = {name: module.get_submodule(name) for name in NETWORKS}
+    for name, network in networks.items():
+        check(file.path, name, network.state_dict(), file.networks[name])
+    for name, network in networks.items():
+        network.load_state_dict({key: own(tensor) for key, tensor in file.networks[name].items()}, assign=True)
+    rank_zero_info(f"{path} is {file.family}: encoder, target encoder and predictor were read")
+    return module.to("cpu")  # where everything is; Lightning noted where it was built
 
 
-def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the one leading ``module.`` that DDP put there, and the ``backbone.`` of the mask wrapper."""
-    return {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in state.items()}
+def meta_networks(
+    path: Path,
+    branch: Branch = "target",
+    content: Any = None,
+    predictor: bool = False,
+    num_heads: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    predictor_num_heads: int | None = None,
+    num_frames: int | None = None,
+    rotary: bool | None = None,
+) -> Networks:
+    """One encoder of such a file, frozen; no other network is built, or read.
+
+    Args:
+        path: The file.
+        branch: ``target`` is the EMA encoder; where a file has only one, that is taken and it is said.
+        content: What is in it, if that was read already.
+        predictor: Read the predictor too.
+        num_heads: This and the others as in load_meta.
+        img_size: Size in pixels.
+        predictor_num_heads: Attention heads of the predictor.
+        num_frames: Frames.
+        rotary: Whether the network has rotary positions.
+
+    Raises:
+        ValueError: Not a checkpoint of this layout, or a tensor is missing, unexpected or of the wrong shape.
+    """
+    file = read_meta(path, content, rotary)
+    if file.family == "V-JEPA 2.1":
+        raise ValueError(f"{path} is of V-JEPA 2.1, whose encoder (two patch embeddings, four norms) is not built here")
+    found: Branch = branch
+    if NETWORK_OF[branch] not in file.networks:
+        found = "context" if branch == "target" else "target"
+        rank_zero_warn(f"{path} has no {NETWORK_OF[branch]}: its {NETWORK_OF[found]} is taken")
+    name = NETWORK_OF[found]
+    state = file.networks[name]
+    arguments = encoder_arguments(path, state, Given(num_heads, img_size, num_frames, file.rotary))
+    encoder = filled(path, name, partial(VisionTransformer, **arguments), dict(state))
+    read = None
+    if predictor and "predictor" in file.networks and file.family in SCHEDULES:
+        state = file.networks["predictor"]
+        build = partial(Predictor, encoder, **predictor_arguments(path, state, predictor_num_heads, file.rotary))
+        read = filled(path, "predictor", build, dict(state))
+    return Networks(encoder, found, papers_preprocessing(encoder.img_size), read)
 
 
-def _depth(state: dict[str, Tensor], blocks: str) -> int:
-    return len({name.split(".")[1] for name in state if name.startswith(f"{blocks}.")})
-
-
-def _tensor(path: Path, network: str, state: dict[str, Tensor], name: str) -> Tensor:
-    if name not in state:
-        raise ValueError(f"{path}: {network} has no tensor {name}; is it a JEPA checkpoint?")
-    return state[name]
-
-
-def _sizes(path: Path, state: dict[str, Tensor], given: Given) -> dict[str, Any]:
-    """Constructor arguments of the encoder that the tensors show, beside its grid."""
-    projection = _tensor(path, "encoder", state, "patch_embed.proj.weight")  # (D, C, [t,] p, p)
-    embed_dim = projection.shape[0]
-    table = HEADS_V2 if given.rotary else HEADS
-    num_heads = table.get(embed_dim) if given.num_heads is None else given.num_heads
-    if num_heads is None:
-        raise ValueError(f"{path}: embed_dim {embed_dim} is no published size: give num_heads=")
-    hidden = _tensor(path, "encoder", state, "blocks.0.mlp.fc1.weight").shape[0]
-    return {
-        "patch_size": projection.shape[-1],
-        "in_chans": projection.shape[1],
-        "embed_dim": embed_dim,
-        "depth": _depth(state, "blocks"),
-        "num_heads": num_heads,
-        "mlp_ratio": _ratio(hidden, embed_dim),
-    }
-
-
-def _image_encoder(path: Path, state: dict[str, Tensor], given: Given) -> VisionTransformer:
-    sizes = _sizes(path, state, given)
-    tokens = _tensor(path, "encoder", state, "pos_embed").shape[1]
-    return VisionTransformer(given.img_size or _side(path, tokens, sizes["patch_size"]), **sizes)
-
-
-def _video_encoder(path: Path, state: dict[str, Tensor], given: Given) -> VisionTransformer:
-    sizes = _sizes(path, state, given)
-    tubelet_size = state["patch_embed.proj.weight"].shape[2]
-    if given.rotary:  # no tensor depends on size or length
-        positions: Positions = RoPE(layout="tiled")
-        img_size = given.img_size or 256 // sizes["patch_size"] * sizes["patch_size"]
-        num_frames = given.num_frames or max(1, 16 // tubelet_size) * tubelet_size
-    else:
-        table = _tensor(path, "encoder", state, "pos_embed")[0]  # (N, D); channel 0 is sin(time)
-        later = (table[:, 0] != table[0, 0]).nonzero()
-        area = int(later[0]) if len(later) else len(table)
-        img_size = given.img_size or _side(path, area, sizes["patch_size"])
-        num_frames = given.num_frames or len(table) // area * tubelet_size
-        grid = token_grid(*pair(img_size), sizes["patch_size"], num_frames, tubelet_size)
-        shares = (True, False) if sizes["embed_dim"] % 8 == 0 else (True,)  # what each coordinate can have
-        candidates = [SinCos3D(uniform_power=uniform) for uniform in shares]
-        tables = [candidate.table(grid, sizes["embed_dim"])[0] for candidate in candidates]
-        fits = [t.shape == table.shape and bool((t - table).abs().max() < 1e-4) for t in tables]
-        if not any(fits):
-            raise ValueError(
-                f"{path}: pos_embed {list(table.shape)} is no sine-cosine table for clips of {num_frames} frames of "
-                f"{img_size} pixels: give img_size= and num_frames= of the training"
-            )
-        positions = candidates[fits.index(True)]
-    return VisionTransformer(img_size, **sizes, num_frames=num_frames, tubelet_size=tubelet_size, positions=positions)
-
-
-def _side(path: Path, tokens: int, patch_size: int) -> int:
-    side = round(tokens**0.5)
-    if side * side != tokens:
-        raise ValueError(f"{path}: {tokens} positions are no square grid: give img_size=(height, width)")
-    return side * patch_size
-
-
-def _predictor(path: Path, state: dict[str, Tensor], num_heads: int | None, rotary: bool) -> partial[Predictor]:
-    width = _tensor(path, "predictor", state, "predictor_embed.weight").shape[0]
-    hidden = _tensor(path, "predictor", state, "predictor_blocks.0.mlp.fc1.weight").shape[0]
-    mask_tokens = sum(name.startswith("mask_tokens.") for name in state)
-    if num_heads is None and rotary and width == 384:
-        num_heads = 12  # V-JEPA 2; elsewhere as many as the encoder has
-    return partial(
-        Predictor,
-        embed_dim=width,
-        depth=_depth(state, "predictor_blocks"),
-        num_heads=num_heads,
-        mlp_ratio=_ratio(hidden, width),
-        num_mask_tokens=mask_tokens or None,
-    )
-
-
-def _ratio(hidden: int, dim: int) -> float:
-    """The mlp_ratio whose int(dim * ratio) is ``hidden``, in spite of rounding (48/11 * 1408)."""
-    ratio = hidden / dim
-    return ratio if int(dim * ratio) == hidden else (hidden + 0.5) / dim
-
-
-def _load(path: Path, name: str, network: nn.Module, state: dict[str, Tensor]) -> None:
-    expected = network.state_dict()
-    problems = [f"missing {key}" for key in expected if key not in state]
-    problems += [f"unexpected {key}" for key in state if key not in expected]
-    problems += [
-        f"{key} is {list(state[key].shape)}, expected {list(tensor.shape)}"
-        for key, tensor in expected.items()
-        if key in state and state[key].shape != tensor.shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:5]) + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise ValueError(f"{path}: {name} does not fit: {shown}")
-    network.load_state_dict(state)
+def _there(content: dict[Any, Any]) -> str:
+    """``, but epoch, model``: what was found in place of what was looked for."""
+    names = sorted(str(name)[:40] for name in content)[:8]
+    return f", but {', '.join(names)}" if names else ""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Generator, Tensor
 from torch.utils.data import default_collate
 
 from jepa_lightning.masking.sampler import MaskSampler
-from jepa_lightning.masking.tokens import MaskedBatch
+from jepa_lightning.masking.tokens import MaskedBatch, Places, TokenMasks, places_of
 
 
 class Sample(NamedTuple):
@@ -20,16 +20,20 @@ class Sample(NamedTuple):
     Attributes:
         inputs: An image (C, H, W), a clip (C, T, H, W) or several clips (K, C, T, H, W).
         label: Class index, -1 if unknown; a tuple of them if a sample has several labels.
-        index: Position in the data set.
+        index: Position in the data set, -1 for a sample that could not be read; None if that is not told.
         epoch: Epoch in which it was drawn.
         step: Number of its batch since the start of training.
+        views: Views of it, one tensor (V, C, h, w) or (V, C, T, h, w) for each size; see MaskedBatch.
+        turn: Tells the draws of a sample apart where an epoch may have several; 0 where it has one.
     """
 
     inputs: Any
     label: int | tuple[int, ...] = -1
-    index: int = 0  # type: ignore[assignment]  # hides tuple.index
+    index: int | None = None  # type: ignore[assignment]  # hides tuple.index
     epoch: int = 0
     step: int = 0
+    views: tuple[Tensor, ...] = ()
+    turn: int = 0
 
 
 def seeded(*key: int | str) -> Generator:
@@ -41,8 +45,8 @@ def seeded(*key: int | str) -> Generator:
 class MaskCollator:
     """Collate function of every JEPA loader.
 
-    Masks follow from (seed, epoch, index of the first sample): the same after a resume and with any number of workers,
-    different on each rank, because ranks hold different samples.
+    Masks follow from (seed, epoch, index and turn of the first sample): the same after a resume and with any number of
+    workers, different on each rank, because ranks hold different samples, or the same one in another turn.
 
     Args:
         masks: Draws the masks; None for a batch without masks (``masks == ()``).
@@ -59,15 +63,25 @@ class MaskCollator:
         self.masks, self.seed, self.collate = masks, seed, collate or default_collate
 
     def __call__(self, samples: Sequence[Sample] | Sequence[tuple[Tensor, int]]) -> MaskedBatch:
-        """Collate Samples, or plain (image, label) pairs, whose masks then come from the global generator."""
+        """Collate Samples or plain (image, label) pairs; without an index masks come from the global generator."""
         first = samples[0]
         inputs = self.collate([sample[0] for sample in samples])
         labels = torch.tensor([sample[1] for sample in samples])
         if not isinstance(first, Sample):
-            return MaskedBatch(inputs, self._sample(len(samples)), labels, torch.arange(len(samples)))
-        index = torch.tensor([sample[2] for sample in samples if isinstance(sample, Sample)])
-        generator = seeded("masks", self.seed, first.epoch, first.index)
-        return MaskedBatch(inputs, self._sample(len(samples), generator, first.step), labels, index)
+            masks = self._sample(len(samples))
+            return MaskedBatch(inputs, masks, labels, places=_places(masks))
+        generator, index = None, None
+        if first.index is not None:
+            index = torch.tensor([cast(Sample, sample).index for sample in samples])
+            key = (self.seed, first.epoch, first.index)
+            generator = seeded("masks", *key, first.turn) if first.turn else seeded("masks", *key)
+        masks = self._sample(len(samples), generator, first.step)
+        views = zip(*[cast(Sample, sample).views for sample in samples], strict=True)
+        return MaskedBatch(inputs, masks, labels, index, tuple(default_collate(list(v)) for v in views), _places(masks))
 
-    def _sample(self, size: int, generator: Generator | None = None, step: int | None = None) -> tuple[Any, ...]:
+    def _sample(self, size: int, generator: Generator | None = None, step: int | None = None) -> tuple[TokenMasks, ...]:
         return () if self.masks is None else self.masks.sample(size, generator, step)
+
+
+def _places(masks: tuple[TokenMasks, ...]) -> tuple[Places, ...]:
+    return tuple(places_of(family) for family in masks)

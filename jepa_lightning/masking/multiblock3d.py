@@ -12,7 +12,7 @@ from torch import Generator
 from jepa_lightning.masking.blocks import Blocks, thw
 from jepa_lightning.masking.compat3d import OfficialMultiBlock3D
 from jepa_lightning.masking.cut import Bools, Ints, Random, cut
-from jepa_lightning.masking.sampler import Grid, MaskSampler
+from jepa_lightning.masking.sampler import Grid, MaskSampler, one_by_one
 from jepa_lightning.masking.tokens import TokenMasks
 
 ROUNDS = 20
@@ -40,6 +40,9 @@ class MultiBlock3D(MaskSampler):
             the cut, are distributed as ever. Of V-JEPA's masks at batch 24, 8 candidates lose 4 % (short) and 3 %
             (long) of the tokens, 1 loses 28 % and 23 %; contexts grow by half (short) and to three times (long).
         compat: Reproduce the official sampler bit for bit, which favours early frames.
+        per_sample: Draw the masks of each sample as those of a batch of one: sizes too are its own, and nothing is cut.
+            Contexts and targets of a batch then differ in length; short ones end in -1, for which networks compute
+            nothing.
 
     Raises:
         ValueError: If blocks of a family can hide too much of this grid wherever they are placed.
@@ -52,15 +55,21 @@ class MultiBlock3D(MaskSampler):
         min_keep: int = 1,
         candidates: int = 1,
         compat: bool = False,
+        per_sample: bool = False,
     ) -> None:
         self.grid, self.families = thw(grid), (SHORT, LONG) if families is None else tuple(families)
-        self.min_keep, self.candidates = min_keep, candidates
+        self.min_keep, self.candidates, self.per_sample = min_keep, candidates, per_sample
         if not self.families:
             raise ValueError("families is empty: give at least one Blocks, or null for V-JEPA's two")
         if min_keep < 1 or candidates < 1:
             raise ValueError(f"min_keep and candidates must be at least 1, got {min_keep} and {candidates}")
         if compat and candidates > 1:
             raise ValueError(f"candidates is {candidates}, the official sampler knows only 1: set compat to false")
+        if per_sample and (compat or candidates > 1):
+            raise ValueError(
+                f"per_sample cuts nothing, which compat ({compat}) and candidates ({candidates}) are about: "
+                "set compat to false and candidates to 1, or per_sample to false"
+            )
         self.official = OfficialMultiBlock3D(self) if compat else None
         for blocks in self.families:
             self._check_geometry(blocks)
@@ -79,6 +88,10 @@ class MultiBlock3D(MaskSampler):
             return self.official.sample(batch_size, generator, step)
         seed = int(torch.randint(2**62, (1,), generator=generator))
         random = np.random.Generator(np.random.SFC64(seed))
+        return one_by_one(self._draw, batch_size, random) if self.per_sample else self._draw(batch_size, random)
+
+    def _draw(self, batch_size: int, random: Random) -> tuple[TokenMasks, ...]:
+        """Masks with sizes in common."""
         return tuple(self._family(blocks, batch_size, random) for blocks in self.families)
 
     def _family(self, blocks: Blocks, batch_size: int, random: Random) -> TokenMasks:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from torch import Generator
 
+from jepa_lightning.masking.cut import Random
+from jepa_lightning.masking.padded import stacked
 from jepa_lightning.masking.tokens import TokenMasks
 
 Grid = tuple[int, int, int]
@@ -28,6 +31,20 @@ class MaskSampler(ABC):
             generator: Source of randomness; None for the global one.
             step: Number of the batch since the start of training, for samplers that follow a counter.
         """
+
+
+def one_by_one(
+    draw: Callable[[int, Random], tuple[TokenMasks, ...]], batch_size: int, random: Random
+) -> tuple[TokenMasks, ...]:
+    """Masks of a batch whose samples are drawn as batches of one; rows that are short end in -1.
+
+    Args:
+        draw: Masks of a batch of the size it is given.
+        batch_size: Number of samples.
+        random: Handed on to ``draw``.
+    """
+    families = zip(*(draw(1, random) for _ in range(batch_size)), strict=True)
+    return tuple(TokenMasks(stacked([m.context for m in f]), stacked([m.targets for m in f])) for f in families)
 
 
 def hw(grid: Grid | tuple[int, int] | int) -> tuple[int, int]:

@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from jepa_lightning import metrics
 from jepa_lightning.distributed import shard
-from jepa_lightning.masking import MaskedBatch
-from jepa_lightning.models import Encoder, ema_update, frozen_copy
+from jepa_lightning.losses import Regularizer
+from jepa_lightning.masking import MaskedBatch, TokenMasks
+from jepa_lightning.masking.padded import without_padding
+from jepa_lightning.masking.tokens import Family
+from jepa_lightning.models import Encoder, ema_copy, ema_update, evaluating, frozen_copy
+from jepa_lightning.models.attention_maps import attention_depth, attention_maps
 from jepa_lightning.schedules import Schedule
+
+
+class Observed(NamedTuple):
+    """What a step computed of one family of masks, as observers see it: detached, and to be copied if it is kept.
+
+    Attributes:
+        masks: Which tokens are context and which are predicted.
+        grid: Tokens along time, height and width.
+        context: Output of the context encoder, (B, Nc, D).
+        predicted: Output of the predictor, (B, M, Nt, D).
+        features: Target features of all tokens, (B, N, D), in the space of the predictions.
+    """
+
+    masks: TokenMasks
+    grid: tuple[int, int, int]
+    context: Float[Tensor, "batch nc dim"]
+    predicted: Float[Tensor, "batch m nt dim"]
+    features: Float[Tensor, "batch n dim"]
 
 
 class Method(LightningModule, ABC):
@@ -35,6 +58,20 @@ class Method(LightningModule, ABC):
     def frozen_encoder(self) -> nn.Module:
         """A copy of the network that ``encode`` uses, as it is now."""
         return frozen_copy(self.encoder)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that ``encode`` uses."""
+        return self.encoder
+
+    def attention(
+        self, inputs: Float[Tensor, "batch channels *size"], block: int = -1
+    ) -> Float[Tensor, "batch heads queries keys"] | None:
+        """What each token attends to in a block of the network that ``encode`` uses; None without softmax attention."""
+        if not attention_depth(self.evaluated):
+            return None
+        with evaluating(self.evaluated):
+            return attention_maps(self.evaluated, inputs, blocks=[block])[0]
 
     def predict_step(self, batch: MaskedBatch, batch_idx: int) -> Float[Tensor, "batch dim"]:
         """Features: the tokens of ``encode``, averaged."""
@@ -55,6 +92,17 @@ class Method(LightningModule, ABC):
         per_epoch = steps if batches == float("inf") else -(-int(batches) // self.trainer.accumulate_grad_batches)
         return self.global_step + 1, int(steps), int(per_epoch)
 
+    def on_train_start(self) -> None:
+        """One line if the learning rate will never reach its peak."""
+        name = "lr_schedule" if hasattr(self, "lr_schedule") else "lr"
+        _, steps, per_epoch = self.progress()
+        warmup = int(getattr(getattr(self, name, None), "warmup_epochs", 0) * per_epoch)
+        if warmup > steps:
+            rank_zero_info(
+                f"the warm-up of the learning rate, {warmup} steps, is longer than the training, {steps} steps: its "
+                f"peak is never reached; set --model.{name}.warmup_epochs to less than {steps / per_epoch:g}"
+            )
+
 
 class JEPA(Method):
     """A method that learns an encoder: subclass it, build the other networks, say what ``losses`` are.
@@ -63,10 +111,18 @@ class JEPA(Method):
         encoder: The context encoder, the network that is trained and kept.
         lr: Learning rate by optimizer step.
         weight_decay: Weight decay by optimizer step; biases, norms and other vectors are never decayed.
-        momentum: Momentum of the target encoder by optimizer step.
+        momentum: Momentum of the target encoder by optimizer step; null for no EMA copy: the target encoder is then
+            the encoder itself.
         betas: The two decay rates of AdamW.
         ipe_scale: Length of the schedules over the length of the training; above 1 they are not finished.
         compile: Compile the networks with torch.compile; the first steps then take minutes.
+        regularizer: A term against collapse that is added on the context features, averaged over the tokens of each
+            sample: SIGReg or VarianceCovariance; null for none.
+        stop_gradient: Keep gradients out of the targets; false, without an EMA copy, trains the encoder through both
+            branches, which collapses unless a regularizer prevents it.
+
+    Raises:
+        ValueError: If gradients are wanted in an EMA copy, which is never trained.
     """
 
     def __init__(
@@ -74,18 +130,31 @@ class JEPA(Method):
         encoder: Encoder,
         lr: Schedule,
         weight_decay: Schedule,
-        momentum: Schedule,
+        momentum: Schedule | None,
         betas: tuple[float, float] = (0.9, 0.999),
         ipe_scale: float = 1.0,
         compile: bool = False,
+        regularizer: Regularizer | None = None,
+        stop_gradient: bool = True,
     ) -> None:
         super().__init__()
+        if momentum is not None and not stop_gradient:
+            raise ValueError("stop_gradient: false needs momentum: null, because an EMA copy gets no gradient")
         self.encoder = encoder
-        self.target_encoder = frozen_copy(encoder)
+        if momentum is not None:  # not by assignment: the name is that of the property below
+            self._modules["target_encoder"] = ema_copy(encoder)
         self.embed_dim = encoder.embed_dim
         self.lr, self.weight_decay, self.momentum = lr, weight_decay, momentum
         self.betas, self.ipe_scale, self.compile_networks = betas, ipe_scale, compile
+        self.regularizer, self.stop_gradient = regularizer, stop_gradient
         self._finished_steps: int | None = None
+        self.observers: list[Callable[[Observed], None]] = []
+        """Called with what each step computed; health and alarm put themselves here."""
+
+    @property
+    def target_encoder(self) -> Encoder:
+        """The EMA copy of the encoder; where there is none the encoder itself, which is registered only once."""
+        return cast(Encoder, self._modules.get("target_encoder", self.encoder))
 
     @abstractmethod
     def losses(self, batch: MaskedBatch) -> dict[str, Tensor]:
@@ -93,19 +162,67 @@ class JEPA(Method):
 
     @torch.no_grad()
     def encode(self, inputs: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch tokens dim"]:
-        """Tokens of the target encoder, the network that the papers evaluate."""
-        return cast(Tensor, self.target_encoder(inputs))
+        """Tokens of the target encoder, the network that the papers evaluate, in eval mode whatever its mode is."""
+        with evaluating(self.target_encoder):
+            return cast(Tensor, self.target_encoder(inputs))
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that ``encode`` uses."""
+        return self.target_encoder
 
     def frozen_encoder(self) -> nn.Module:
         """A copy of the network that ``encode`` uses, as it is now."""
         return frozen_copy(self.target_encoder)
+
+    @torch.no_grad()
+    def encode_context(self, inputs: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch tokens dim"]:
+        """Tokens of the context encoder for whole inputs, in eval mode, to be compared with those of ``encode``."""
+        with evaluating(self.encoder):
+            return cast(Tensor, self.encoder(inputs))
+
+    # ------------------------------------------------------------------ what losses are made of
+
+    @property
+    def draw(self) -> int:
+        """What random numbers of this step follow from: the same in all processes and after a resume.
+
+        The number of finished optimizer steps; 0 in evaluation, so that validations compare.
+        """
+        return self.global_step if self.training else 0
+
+    def targets_of(self, inputs: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch tokens dim"]:
+        """Tokens of the target encoder, from which targets are made; without gradient, if ``stop_gradient`` is true."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
+            return cast(Tensor, self.target_encoder(inputs))
+
+    def regularized(self, loss: Tensor, contexts: Sequence[Tensor], masks: Sequence[TokenMasks]) -> dict[str, Tensor]:
+        """``{"loss": loss}``; with a regularizer its weighted terms are added to the loss, and all parts are named.
+
+        Each sample counts once, by the mean of its context tokens: tokens of a sample depend on each other, and taken
+        alone they would also seem spread out if they said nothing but where they are.
+
+        Args:
+            loss: What the method minimises without a regularizer.
+            contexts: Context tokens (B, Nc, D) of each family of masks.
+            masks: The families.
+        """
+        if self.regularizer is None:
+            return {"loss": loss}
+        prediction = loss.detach()
+        pooled = torch.stack([_mean(c, family.context) for c, family in zip(contexts, masks, strict=True)])
+        terms = self.regularizer.terms(pooled, self.draw)
+        for weight, value in terms.values():
+            loss = loss + weight * value
+        parts = {name: value.detach() for name, (_, value) in terms.items()}
+        return {"loss": loss, "prediction": prediction, **parts}
 
     # ------------------------------------------------------------------ steps
 
     def training_step(self, batch: MaskedBatch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         losses = self.losses(batch)
-        self._log_losses("train", losses, batch)
+        self._log_losses("train", {**losses, **self.diagnostics()}, batch)
         return losses["loss"]
 
     def validation_step(self, batch: MaskedBatch, batch_idx: int) -> None:
@@ -120,6 +237,22 @@ class JEPA(Method):
         values = {f"{stage}/{name}": value.detach() for name, value in losses.items()}
         self.log_dict(values, batch_size=len(batch.inputs), sync_dist=True)
 
+    def diagnostics(self) -> dict[str, Tensor]:
+        """What the networks say of their last pass in training, under their names; nothing of most networks."""
+        told: dict[str, Tensor] = {}
+        for name, network in self.named_children():
+            tell: Any = getattr(network, "diagnostics", dict)
+            told |= {f"{name}_{key}": value for key, value in tell().items()}
+        return told
+
+    def observe(self, step: Observed) -> None:
+        """Show the tensors of a step to the observers; ``losses`` calls it, outside of what torch.compile sees.
+
+        Nothing is computed and nothing kept here, so it is free when nobody looks.
+        """
+        for observer in self.observers:
+            observer(Observed(*step[:2], *(tensor.detach() for tensor in step[2:])))
+
     # ------------------------------------------------------------------ optimisation
 
     def configure_optimizers(self) -> Optimizer:
@@ -133,18 +266,18 @@ class JEPA(Method):
     def schedule_values(self) -> dict[str, float]:
         """Learning rate, weight decay and momentum of the optimizer step that comes next (official convention)."""
         step, steps, per_epoch = self.progress()
-        arguments = (step, self.ipe_scale * steps, per_epoch)
+        schedules = {"lr": self.lr, "weight_decay": self.weight_decay, "momentum": self.momentum}
         return {
-            "lr": self.lr(*arguments),
-            "weight_decay": self.weight_decay(*arguments),
-            "momentum": self.momentum(*arguments),
+            name: schedule(step, self.ipe_scale * steps, per_epoch)
+            for name, schedule in schedules.items()
+            if schedule is not None
         }
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set learning rate and weight decay from the step number (idempotent under gradient accumulation)."""
         self._finished_steps = self.global_step
         values = self.schedule_values()
-        self.next_momentum = values["momentum"]
+        self.next_momentum = values.get("momentum", 0.0)
         for group in cast(Optimizer, self.optimizers(use_pl_optimizer=False)).param_groups:
             group["lr"] = values["lr"]
             group["weight_decay"] = values["weight_decay"] if group["decay"] else 0.0
@@ -157,7 +290,8 @@ class JEPA(Method):
     def update_target_encoder(self) -> None:
         """The EMA update of an optimizer step that has been taken; nothing if it was done already."""
         if self._finished_steps is not None and self.global_step > self._finished_steps:
-            ema_update(self.target_encoder, self.encoder, self.next_momentum)
+            if self.momentum is not None:
+                ema_update(self.target_encoder, self.encoder, self.next_momentum)
             self._finished_steps = self.global_step
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -178,21 +312,35 @@ class JEPA(Method):
             setattr(self, name, shard(network, mesh))
 
     def setup(self, stage: str) -> None:
-        """Compile in place, which keeps the parameter names."""
+        """Compile in place, which keeps the parameter names; say if nothing is there that keeps features apart."""
+        if stage == "fit" and self.momentum is None and not any(isinstance(c, Regularizer) for c in self.children()):
+            rank_zero_info(
+                "momentum is null and so is regularizer: with neither an EMA copy of the encoder nor a term against "
+                "collapse, all features may become one"
+            )
         if self.compile_networks:
             for network in self.children():
-                network.compile()
+                if any(True for _ in network.parameters()):  # a regularizer has none
+                    network.compile()
 
 
 @torch.no_grad()
-def watched(context: Tensor, predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
+def watched(context: Tensor, predicted: Tensor, target: Tensor, masks: Family) -> dict[str, Tensor]:
     """What is logged beside the loss of a prediction, and not trained: tokens (..., D) of one family of masks."""
+    context = without_padding(context, masks.context)
+    predicted, target = (without_padding(values, masks.targets) for values in (predicted, target))
     return {
         "explained_variance": metrics.explained_variance(predicted, target),
         "context_std": metrics.feature_std(context),
         "predicted_std": metrics.feature_std(predicted),
         "target_std": metrics.feature_std(target),
     }
+
+
+def _mean(tokens: Float[Tensor, "batch n dim"], index: Int[Tensor, "batch n"]) -> Float[Tensor, "batch dim"]:
+    """The tokens of each sample, averaged; those of a negative index only fill up the batch."""
+    kept = (index >= 0).unsqueeze(-1)
+    return (tokens * kept).sum(dim=1) / kept.sum(dim=1)
 
 
 def _group(named: Iterable[tuple[str, nn.Parameter]], decay: bool) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Assran et al., "V-JEPA 2", arXiv 2506.09985. With target features h = LN(f_targe
 
     loss = mean over families of the mean over tokens and channels of |prediction - h|;   f_target <- EMA(f).
 
+Where samples have different numbers of tokens (`per_sample` masks), each sample counts as it would alone.
 V-JEPA 2 is the same method with rotary positions, other schedules and more data: see configs/vjepa2.yaml.
 
 | | papers | official code | here |
@@ -16,22 +17,25 @@ V-JEPA 2 is the same method with rotary positions, other schedules and more data
 | initial weights | - | V-JEPA undoes the depth rescale, V-JEPA 2 keeps it | `depth_rescale` says |
 | rotary positions | 3-D RoPE | angles and pairs do not match | `layout: interleaved` is right, `tiled` official |
 | predictor on non-square input | - | positions of a square grid | the true grid |
-| variance term | - | weight 0 in every configuration | logged, not added |
+| variance term | - | weight 0 in every configuration | logged, not added (`regularizer` adds one of contexts) |
 | GradScaler | - | also with bfloat16 | none with bfloat16 |
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from jepa_lightning.masking import MaskedBatch, gather_tokens
-from jepa_lightning.methods.base import JEPA, watched
+from jepa_lightning.masking import MaskedBatch, Padded, gather_tokens
+from jepa_lightning.masking.padded import mean_of
+from jepa_lightning.methods.base import JEPA, Observed, watched
 from jepa_lightning.models import Encoder, Predictor
 from jepa_lightning.schedules import Schedule
 
@@ -44,12 +48,10 @@ class VJEPA(JEPA):
         predictor: Builds the predictor for an encoder, so that sizes are said once.
         lr: Learning rate by optimizer step.
         weight_decay: Weight decay by optimizer step; biases, norms and other vectors are never decayed.
-        momentum: Momentum of the target encoder by optimizer step.
-        betas: The two decay rates of AdamW.
-        ipe_scale: Length of the schedules over the length of the training; above 1 they are not finished.
-        compile: Compile the networks with torch.compile; the first steps then take minutes.
+        momentum: Momentum of the target encoder by optimizer step; null for no EMA copy.
         loss_exp: p of the distance mean(|prediction - target|^p) / p.
         share_mask_token: Use the first mask token for every family of masks, as the official V-JEPA 2 does.
+        options: betas, ipe_scale, compile, regularizer and stop_gradient, as in JEPA.
     """
 
     def __init__(
@@ -58,35 +60,35 @@ class VJEPA(JEPA):
         predictor: Callable[[Encoder], Predictor],
         lr: Schedule,
         weight_decay: Schedule,
-        momentum: Schedule,
-        betas: tuple[float, float] = (0.9, 0.999),
-        ipe_scale: float = 1.0,
-        compile: bool = False,
+        momentum: Schedule | None,
+        *,
         loss_exp: float = 1.0,
         share_mask_token: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(encoder, lr, weight_decay, momentum, betas, ipe_scale, compile)
+        super().__init__(encoder, lr, weight_decay, momentum, **options)
         self.predictor = predictor(encoder)
         self.loss_exp, self.share_mask_token = loss_exp, share_mask_token
 
     def losses(self, batch: MaskedBatch) -> dict[str, Tensor]:
         """The distance between predicted and target features, and how good that is."""
         grid = self.encoder.grid_of(batch.inputs)
-        with torch.no_grad():
-            features = F.layer_norm(self.target_encoder(batch.inputs), (self.embed_dim,))  # (B, N, D)
-        losses, spread = [], []
-        for family, masks in enumerate(batch.masks):
+        features = F.layer_norm(self.targets_of(batch.inputs), (self.embed_dim,))  # (B, N, D)
+        losses, contexts, spread = [], [], []
+        for family, masks in enumerate(batch.families()):
             context = self.encoder(batch.inputs, masks.context)  # (B, Nc, D)
             target = gather_tokens(features, masks.targets)  # (B, M, Nt, D)
             token = 0 if self.share_mask_token else family
             predicted = self.predictor(context, masks.context, masks.targets, token, grid, target)  # (B, M, Nt, D)
-            losses.append((predicted - target).abs().pow(self.loss_exp).mean() / self.loss_exp)
-            spread.append(spread_of(predicted.detach().flatten(1, 2)))
+            losses.append(mean_of((predicted - target).abs().pow(self.loss_exp), masks.targets) / self.loss_exp)
+            contexts.append(context)
+            spread.append(spread_of(predicted.detach(), masks.targets))
         variance = F.relu(1.0 - torch.stack(spread).mean(dim=0)).mean()
+        self.observe(Observed(batch.masks[-1], grid, context, predicted, features))  # of the last family
         return {
-            "loss": torch.stack(losses).mean(),
+            **self.regularized(torch.stack(losses).mean(), contexts, batch.masks),
             "variance": variance,
-            **watched(context, predicted, target),  # of the last family
+            **watched(context, predicted, target, masks),
         }
 
     def setup(self, stage: str) -> None:
@@ -96,6 +98,23 @@ class VJEPA(JEPA):
             for name, token in self.predictor.named_parameters():
                 if name.startswith("mask_tokens."):
                     token.requires_grad_(name == "mask_tokens.0")
+
+    def on_train_batch_start(self, batch: MaskedBatch, batch_idx: int) -> None:
+        """Refuse mask tokens that nothing uses where they would stop DDP in the next step, without a word on why.
+
+        Raises:
+            ValueError: If there are more mask tokens than families of masks.
+        """
+        tokens, families = len(getattr(self.predictor, "mask_tokens", ())), len(batch.masks)
+        parallel: Any = self.trainer.strategy.model
+        waits = isinstance(parallel, DistributedDataParallel) and not parallel.find_unused_parameters
+        if waits and families < tokens and not self.share_mask_token:
+            raise ValueError(
+                f"the predictor has {tokens} mask tokens, the batch {families} families of masks, and DDP waits for a "
+                f"gradient of every token: set --model.predictor.num_mask_tokens {families}, or "
+                "--model.share_mask_token true"
+            )
+        super().on_train_batch_start(batch, batch_idx)
 
     def configure_gradient_clipping(
         self,
@@ -113,6 +132,16 @@ class VJEPA(JEPA):
                 clip(network.parameters(), gradient_clip_val)
 
 
-def spread_of(tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:
+def spread_of(
+    tokens: Float[Tensor, "batch m nt dim"], index: Int[Tensor, "batch m nt"] | Padded
+) -> Float[Tensor, "batch dim"]:
     """Standard deviation over the tokens of each sample, as the official variance term has it."""
-    return (tokens.float().var(dim=1, correction=min(1, tokens.shape[1] - 1)) + 1e-4).sqrt()
+    tokens = tokens.float().flatten(1, 2)
+    if isinstance(index, Padded):
+        kept = (index.indices >= 0).flatten(1).unsqueeze(-1)
+        count = kept.sum(dim=1)
+        centred = (tokens - (tokens * kept).sum(dim=1, keepdim=True) / count.unsqueeze(1)) * kept
+        variance = centred.square().sum(dim=1) / (count - 1).clamp(min=1)
+    else:
+        variance = tokens.var(dim=1, correction=min(1, tokens.shape[1] - 1))
+    return (variance + 1e-4).sqrt()

@@ -1,22 +1,45 @@
 """Plain PyTorch modules: encoders, predictors and their parts. Nothing here imports Lightning."""
 
-from jepa_lightning.models.ema import ema_update, frozen_copy
-from jepa_lightning.models.layers import BlockOptions
+from jepa_lightning.models.affine import Affine, AffineViews, affine_code, decode_affine
+from jepa_lightning.models.affine_predictor import AffineMLP, AffinePredictor, AffineTransformer
+from jepa_lightning.models.backbones import Backbone, TimmBackbone, TorchvisionBackbone
+from jepa_lightning.models.convnext import ConvNeXt
+from jepa_lightning.models.ema import ema_copy, ema_update, evaluating, frozen_copy
+from jepa_lightning.models.energy_transformer import EnergyBlocks
+from jepa_lightning.models.layers import BlockOptions, Trunk
 from jepa_lightning.models.positions import Positions, RoPE, SinCos2D, SinCos3D
 from jepa_lightning.models.predictor import Predictor, TargetNoise
+from jepa_lightning.models.projector import BatchNorm, Projector
 from jepa_lightning.models.vision_transformer import SIZES, Encoder, VisionTransformer
 
 __all__ = [
     "SIZES",
+    "Affine",
+    "AffineMLP",
+    "AffinePredictor",
+    "AffineTransformer",
+    "AffineViews",
+    "Backbone",
+    "BatchNorm",
     "BlockOptions",
+    "ConvNeXt",
     "Encoder",
+    "EnergyBlocks",
     "Positions",
     "Predictor",
+    "Projector",
     "RoPE",
     "SinCos2D",
     "SinCos3D",
     "TargetNoise",
+    "TimmBackbone",
+    "TorchvisionBackbone",
+    "Trunk",
     "VisionTransformer",
+    "affine_code",
+    "decode_affine",
+    "ema_copy",
     "ema_update",
+    "evaluating",
     "frozen_copy",
 ]

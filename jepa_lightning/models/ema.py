@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -16,9 +19,37 @@ def frozen_copy(module: Module) -> Module:
     return copy.deepcopy(module).requires_grad_(False).eval()
 
 
+def ema_copy(module: Module) -> Module:
+    """A frozen copy for ``ema_update``, whose BatchNorms see to statistics of their own.
+
+    While training they normalise with the statistics of their batch, as those of ``module`` do, and keep running ones:
+    averages of the other network's would follow its weights by a long way (BYOL and MoCo do the same). Everything else
+    is in eval mode.
+    """
+    copied = frozen_copy(module)
+    for norm in _batch_norms(copied):
+        norm.train()
+        norm.num_batches_tracked.zero_()  # type: ignore[union-attr]
+    return copied
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside, and afterwards every part in the mode that it had: a network in training can be looked at."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
 @torch.no_grad()
 def ema_update(average: nn.Module, source: nn.Module, momentum: float) -> None:
     """``average <- momentum * average + (1 - momentum) * source`` over all parameters, in place.
+
+    Running statistics of BatchNorm are averaged likewise where the average is never run; where it is, it has its own.
 
     Args:
         average: The module that follows.
@@ -26,3 +57,13 @@ def ema_update(average: nn.Module, source: nn.Module, momentum: float) -> None:
         momentum: 1 keeps the average, 0 copies the source.
     """
     torch._foreach_lerp_(list(average.parameters()), list(source.parameters()), 1.0 - momentum)
+    for mine, other in zip(_batch_norms(average), _batch_norms(source), strict=True):
+        share = (1.0 - momentum) * (mine.num_batches_tracked == 0)  # on the device: nobody waits for the number
+        for name in ("running_mean", "running_var"):
+            kept = mine.get_buffer(name)
+            kept.lerp_(other.get_buffer(name), share.to(kept))  # type: ignore[union-attr]
+
+
+def _batch_norms(module: nn.Module) -> list[_NormBase]:
+    """Those with running statistics."""
+    return [m for m in module.modules() if isinstance(m, _NormBase) and m.num_batches_tracked is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from jepa_lightning.models.packing import Packing
 from jepa_lightning.models.positions import Rotation, rotate
 
 NORM_EPS = 1e-6
@@ -29,16 +31,27 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(
-        self, x: Float[Tensor, "batch tokens dim"], rotation: Rotation | None = None
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        rotation: Rotation | None = None,
+        packing: Packing | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Every token attends to every token given; masking in a JEPA means not giving a token."""
-        batch, tokens, dim = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, dim // self.num_heads)
+        """Every token attends to every token of its sequence; masking in a JEPA means not giving a token.
+
+        Args:
+            x: A batch of sequences of one length, or a packed list of tokens, (1, total, D).
+            rotation: How queries and keys are rotated; with packing that of the padded table.
+            packing: Which sequences the list holds.
+        """
+        qkv = self.qkv(x) if packing is None else packing.pad(self.qkv(x))
+        batch, tokens, dim = qkv.shape[0], qkv.shape[1], x.shape[2]
+        qkv = qkv.reshape(batch, tokens, 3, self.num_heads, dim // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, head_dim)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, dim))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if packing is None else packing.keep)
+        mixed = mixed.transpose(1, 2).reshape(batch, tokens, dim)
+        return self.proj(mixed if packing is None else packing.pack(mixed))
 
 
 class MLP(nn.Module):
@@ -79,17 +92,50 @@ class DropPath(nn.Module):
             raise ValueError(f"drop_path is the share of samples that lose a branch: use 0 to below 1, not {rate}")
         self.rate = rate
 
-    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """Zero or x / (1 - rate), drawn for each sample."""
+    def forward(
+        self, x: Float[Tensor, "batch tokens dim"], packing: Packing | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Zero or x / (1 - rate), drawn for each sequence."""
         if not self.training or self.rate == 0.0:
             return x
-        kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.rate
-        return x * (kept / (1.0 - self.rate)).to(x.dtype)
+        kept = torch.rand(x.shape[0] if packing is None else packing.rows, 1, 1, device=x.device) >= self.rate
+        factor = (kept / (1.0 - self.rate)).to(x.dtype)
+        return x * (factor if packing is None else packing.spread(factor))
+
+
+class Trunk(ABC):
+    """What stands between the first tokens of a network and its final norm: subclass it to bring your own.
+
+    One object serves several networks, so it holds options and no parameters.
+    """
+
+    @abstractmethod
+    def build(self, depth: int, dim: int, num_heads: int, mlp_ratio: float) -> nn.ModuleList:
+        """The parts with parameters, as blocks that FSDP can shard one by one."""
+
+    @abstractmethod
+    def run(
+        self,
+        blocks: nn.ModuleList,
+        x: Float[Tensor, "batch tokens dim"],
+        rotation: Rotation | None = None,
+        out_layers: Sequence[int] = (),
+        packing: Packing | None = None,
+    ) -> tuple[Float[Tensor, "batch tokens dim"], list[Tensor]]:
+        """The last output, and those of the layers with these numbers (from 0), in that order.
+
+        Raises:
+            ValueError: If there is no layer of such a number.
+        """
+
+    def diagnostics(self, blocks: nn.ModuleList) -> dict[str, Tensor]:
+        """Scalars to log about the last pass in training; nothing, unless a subclass has something to say."""
+        return {}
 
 
 @dataclass(frozen=True)
-class BlockOptions:
-    """What blocks may have beside their size.
+class BlockOptions(Trunk):
+    """The Transformer: blocks, and what they may have beside their size.
 
     Args:
         swiglu: SwiGLU in place of the GELU MLP.
@@ -101,6 +147,36 @@ class BlockOptions:
     swiglu: bool = False
     drop_path: float = 0.0
     checkpoint_activations: bool = False
+
+    def build(self, depth: int, dim: int, num_heads: int, mlp_ratio: float) -> nn.ModuleList:
+        """``depth`` blocks."""
+        rates = [self.drop_path * i / max(1, depth - 1) for i in range(depth)]
+        return nn.ModuleList(Block(dim, num_heads, mlp_ratio, self.swiglu, rate) for rate in rates)
+
+    def run(
+        self,
+        blocks: nn.ModuleList,
+        x: Float[Tensor, "batch tokens dim"],
+        rotation: Rotation | None = None,
+        out_layers: Sequence[int] = (),
+        packing: Packing | None = None,
+    ) -> tuple[Float[Tensor, "batch tokens dim"], list[Tensor]]:
+        """One block after the other."""
+        check_numbers(out_layers, len(blocks))
+        again = self.checkpoint_activations and blocks.training and torch.is_grad_enabled()
+        kept: dict[int, Tensor] = {}
+        for number, block in enumerate(blocks):
+            arguments = (x, rotation, packing)
+            x = checkpoint(block, *arguments, use_reentrant=False) if again else block(*arguments)
+            if number in out_layers:
+                kept[number] = x
+        return x, [kept[number] for number in out_layers]
+
+
+def check_numbers(out_layers: Sequence[int], count: int) -> None:
+    """Refuse layers that do not exist."""
+    if any(not 0 <= number < count for number in out_layers):
+        raise ValueError(f"out_layers {list(out_layers)} of {count} blocks: use numbers from 0 to {count - 1}")
 
 
 class Block(nn.Module):
@@ -123,40 +199,14 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(
-        self, x: Float[Tensor, "batch tokens dim"], rotation: Rotation | None = None
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        rotation: Rotation | None = None,
+        packing: Packing | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """One residual layer."""
-        x = x + self.drop_path(self.attn(self.norm1(x), rotation))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-def stack(depth: int, dim: int, num_heads: int, mlp_ratio: float, options: BlockOptions) -> nn.ModuleList:
-    """``depth`` blocks."""
-    rates = [options.drop_path * i / max(1, depth - 1) for i in range(depth)]
-    return nn.ModuleList(Block(dim, num_heads, mlp_ratio, options.swiglu, rate) for rate in rates)
-
-
-def run(
-    blocks: nn.ModuleList,
-    x: Float[Tensor, "batch tokens dim"],
-    rotation: Rotation | None,
-    options: BlockOptions,
-    keep: Sequence[int] = (),
-) -> tuple[Float[Tensor, "batch tokens dim"], list[Tensor]]:
-    """The output of the last block, and those of the blocks whose numbers (from 0) are in ``keep``, in that order.
-
-    Raises:
-        ValueError: If there is no block of such a number.
-    """
-    if any(not 0 <= number < len(blocks) for number in keep):
-        raise ValueError(f"out_layers {list(keep)} of {len(blocks)} blocks: use numbers from 0 to {len(blocks) - 1}")
-    again = options.checkpoint_activations and blocks.training and torch.is_grad_enabled()
-    kept: dict[int, Tensor] = {}
-    for number, block in enumerate(blocks):
-        x = checkpoint(block, x, rotation, use_reentrant=False) if again else block(x, rotation)
-        if number in keep:
-            kept[number] = x
-    return x, [kept[number] for number in keep]
+        x = x + self.drop_path(self.attn(self.norm1(x), rotation, packing), packing)
+        return x + self.drop_path(self.mlp(self.norm2(x)), packing)
 
 
 @torch.no_grad()

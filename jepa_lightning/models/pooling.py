@@ -81,7 +81,7 @@ class AttentivePooler(nn.Module):
         """(B, N, D) -> (B, num_queries, D)."""
         for block in getattr(self, "blocks", ()):
             tokens = block(tokens)
-        return self.cross_attention_block(self.query_tokens.expand(len(tokens), -1, -1), tokens)
+        return self.cross_attention_block(self.query_tokens.expand(tokens.shape[0], -1, -1), tokens)
 
 
 class AttentiveClassifier(nn.Module):

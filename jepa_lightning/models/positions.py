@@ -71,18 +71,23 @@ class SinCos3D(Positions):
     Args:
         uniform_power: Give the three coordinates the same number of channels (every released V-JEPA); otherwise time
             gets half of them and height and width a quarter each.
+        slice_shorter: A shorter clip of the same size has the first positions in time, as in the code of V-JEPA 2;
+            otherwise, as in V-JEPA's, those of all times, resampled: as if it were as long and faster.
     """
 
     uniform_power: bool = True
+    slice_shorter: bool = False
 
     def table(self, grid: Grid, dim: int) -> Float[Tensor, "1 tokens dim"]:
         """See sincos_3d."""
         return sincos_3d(grid, dim, self.uniform_power)
 
     def fit(self, table: Float[Tensor, "1 tokens dim"], grid: Grid, wanted: Grid) -> Float[Tensor, "1 wanted dim"]:
-        """Trilinear; bicubic between image grids."""
+        """Trilinear; bicubic between image grids; the first in time with ``slice_shorter``."""
         if wanted == grid:
             return table
+        if self.slice_shorter and wanted[0] < grid[0] and wanted[1:] == grid[1:]:
+            return table[:, : wanted[0] * wanted[1] * wanted[2]]
         if grid[0] == wanted[0] == 1:
             return fit_positions(table, grid, wanted)
         volume = table.reshape(1, *grid, -1).permute(0, 4, 1, 2, 3).float()
@@ -138,8 +143,17 @@ class RoPE(Positions):
 
 def rotate(x: Float[Tensor, "batch heads tokens head_dim"], rotation: Rotation) -> Tensor:
     """``x cos + J x sin`` where J turns each pair of adjacent channels (a, b) into (-b, a); keeps the dtype."""
-    turned = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
-    return (x * rotation.cos + turned * rotation.sin).to(x.dtype)
+    return (x * rotation.cos + _turned(x) * rotation.sin).to(x.dtype)
+
+
+def rotate_back(x: Float[Tensor, "batch heads tokens head_dim"], rotation: Rotation) -> Tensor:
+    """The transpose of ``rotate`` as a matrix, which gradients pass through: its inverse where it is a rotation."""
+    return (x * rotation.cos - _turned(x * rotation.sin)).to(x.dtype)
+
+
+def _turned(x: Tensor) -> Tensor:
+    """J x: each pair of adjacent channels (a, b) as (-b, a)."""
+    return torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
 
 
 def sincos_1d(positions: Tensor, dim: int) -> Float[Tensor, "positions dim"]:

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from jepa_lightning.models.layers import NORM_EPS, BlockOptions, init_weights, run, stack
+from jepa_lightning.masking.padded import Padded, known, longest
+from jepa_lightning.models.layers import NORM_EPS, BlockOptions, Trunk, init_weights
+from jepa_lightning.models.packing import Packing
 from jepa_lightning.models.positions import Grid
 from jepa_lightning.models.vision_transformer import Encoder
 
@@ -46,15 +48,15 @@ class Predictor(nn.Module):
     Args:
         encoder: The encoder whose tokens it reads and predicts; only its sizes and its kind of positions are taken.
         embed_dim: Width of the predictor; narrower than the encoder, which makes it a bottleneck.
-        depth: Number of Transformer blocks.
+        depth: Number of Transformer blocks; with EnergyBlocks of steps down the energy.
         num_heads: Attention heads; null for as many as the encoder has.
-        mlp_ratio: Hidden width of the MLP over ``embed_dim``.
+        mlp_ratio: Hidden width of the MLP over ``embed_dim``; with EnergyBlocks memories of the Hopfield network.
         init_std: Standard deviation of the initial Linear weights; null for Xavier.
         depth_rescale: Divide the output projections of block i by sqrt(2 i) at initialisation.
         num_mask_tokens: Learned mask tokens, one for each family of masks (V-JEPA: 2); null for one that serves all
             (I-JEPA).
         mask_token_std: Standard deviation of the initial mask tokens (V-JEPA: 0).
-        blocks: SwiGLU, drop path, activation checkpointing.
+        blocks: SwiGLU, drop path, activation checkpointing; or EnergyBlocks in place of the Transformer.
         target_noise: Predict from noised true targets in place of mask tokens.
     """
 
@@ -69,15 +71,15 @@ class Predictor(nn.Module):
         depth_rescale: bool = False,
         num_mask_tokens: int | None = None,
         mask_token_std: float = 0.02,
-        blocks: BlockOptions | None = None,
+        blocks: BlockOptions | Trunk | None = None,
         target_noise: TargetNoise | None = None,
     ) -> None:
         super().__init__()
         if num_mask_tokens is not None and num_mask_tokens < 1:
             raise ValueError(f"num_mask_tokens must be at least 1, got {num_mask_tokens}; null for one that serves all")
         self.grid, self.positions, self.target_noise = encoder.grid, encoder.positions, target_noise
-        self.num_heads = encoder.num_heads if num_heads is None else num_heads
-        self.options = blocks or BlockOptions()
+        self.num_heads, self.depth = encoder.num_heads if num_heads is None else num_heads, depth
+        self.options: Trunk = blocks or BlockOptions()
         self.predictor_embed = nn.Linear(encoder.embed_dim, embed_dim)
         if target_noise is None and num_mask_tokens is None:
             self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
@@ -86,7 +88,7 @@ class Predictor(nn.Module):
             self.mask_tokens = nn.ParameterList(tokens)
         self.predictor_pos_embed: Tensor | None
         self.register_buffer("predictor_pos_embed", self.positions.table(self.grid, embed_dim))
-        self.predictor_blocks = stack(depth, embed_dim, self.num_heads, mlp_ratio, self.options)
+        self.predictor_blocks = self.options.build(depth, embed_dim, self.num_heads, mlp_ratio)
         self.predictor_norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
         self.predictor_proj = nn.Linear(embed_dim, encoder.embed_dim)
         init_weights(self, init_std, depth_rescale)
@@ -97,8 +99,8 @@ class Predictor(nn.Module):
     def forward(
         self,
         context_tokens: Float[Tensor, "batch nc dim"],
-        context: Int[Tensor, "batch nc"],
-        targets: Int[Tensor, "batch m nt"],
+        context: Int[Tensor, "batch nc"] | Padded,
+        targets: Int[Tensor, "batch m nt"] | Padded,
         mask_index: int = 0,
         grid: Grid | None = None,
         true_targets: Float[Tensor, "batch m nt dim"] | None = None,
@@ -107,27 +109,71 @@ class Predictor(nn.Module):
 
         Args:
             context_tokens: Output of the context encoder.
-            context: Where these tokens are in the grid.
-            targets: Where to predict, M blocks for each sample.
+            context: Where these tokens are in the grid; with Padded those of padding are not read.
+            targets: Where to predict, M blocks for each sample; with Padded the result has zeros where there is no
+                token.
             mask_index: Which family of masks this is: its mask token is used, counted round if there are fewer.
             grid: The grid that the indices refer to, if the input had another size than the encoder was built for.
             true_targets: What is to be predicted; only read with ``target_noise``.
         """
         grid = grid or self.grid
+        context, targets = known(context), known(targets)
+        if isinstance(context, Padded) or isinstance(targets, Padded):
+            pair = _as_padded(context), _as_padded(targets)
+            return self._packed(context_tokens, *pair, mask_index, grid, true_targets)
         batch, blocks, count = targets.shape
         shown = self.predictor_embed(context_tokens)  # (B, Nc, Dp)
         asked = self._asked(mask_index, true_targets)
-        if self.predictor_pos_embed is not None:
-            table = self.positions.fit(self.predictor_pos_embed, self.grid, grid)[0]  # (N, Dp)
+        if (table := self._table(grid)) is not None:
             shown, asked = shown + F.embedding(context, table), asked + F.embedding(targets, table)
         shown = shown.unsqueeze(1).expand(-1, blocks, -1, -1)
         asked = asked.expand(batch, blocks, count, -1)
         x = torch.cat([shown, asked], dim=2).flatten(0, 1)  # (B * M, Nc + Nt, Dp)
         index = torch.cat([context.unsqueeze(1).expand(-1, blocks, -1), targets], dim=2).flatten(0, 1)
         rotation = self.positions.rotation(index, grid, x.shape[-1] // self.num_heads)
-        x, _ = run(self.predictor_blocks, x, rotation, self.options)
+        x, _ = self.options.run(self.predictor_blocks, x, rotation)
         x = self.predictor_proj(self.predictor_norm(x[:, -count:]))
         return x.unflatten(0, (batch, blocks))
+
+    def _packed(
+        self,
+        context_tokens: Float[Tensor, "batch nc dim"],
+        context: Padded,
+        targets: Padded,
+        mask_index: int,
+        grid: Grid,
+        true_targets: Float[Tensor, "batch m nt dim"] | None,
+    ) -> Float[Tensor, "batch m nt dim"]:
+        """The same where sequences differ in length: a list of all context tokens, M times, then of all targets."""
+        batch, blocks, count = targets.indices.shape
+        length = targets.longest or _longest(context, targets)
+        shown = self.predictor_embed(context.pack(context_tokens))  # (C, Dp)
+        asked = self._asked(mask_index, true_targets).expand(batch, blocks, count, -1)
+        asked = targets.pack(asked)  # (T, Dp)
+        if (table := self._table(grid)) is not None:
+            shown, asked = shown + F.embedding(context.tokens, table), asked + F.embedding(targets.tokens, table)
+        x = torch.cat([shown.repeat(blocks, 1), asked]).unsqueeze(0)
+        sample = context.places // context.indices.shape[1]
+        block = torch.arange(blocks, device=x.device).unsqueeze(1)
+        first = (sample * blocks + block) * length + context.columns  # (M, C): the copies in (B * M, length)
+        row = targets.places // count
+        second = row * length + context.counts[row // blocks] + targets.columns  # behind the context of their sample
+        packing = Packing.of(torch.cat([first.flatten(), second]), batch * blocks, length)
+        index = torch.cat([context.tokens.repeat(blocks), targets.tokens])
+        index = index.new_zeros(batch * blocks * length).index_copy_(0, packing.places, index)
+        rotation = self.positions.rotation(index.view(-1, length), grid, x.shape[-1] // self.num_heads)
+        x, _ = self.options.run(self.predictor_blocks, x, rotation, packing=packing)
+        return targets.pad(self.predictor_proj(self.predictor_norm(x[0, -len(second) :])))
+
+    def _table(self, grid: Grid) -> Float[Tensor, "tokens dim"] | None:
+        """The positions that are added to tokens, or None."""
+        if self.predictor_pos_embed is None:
+            return None
+        return self.positions.fit(self.predictor_pos_embed, self.grid, grid)[0]
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Scalars to log about the last pass in training: nothing of a Transformer, energies of EnergyBlocks."""
+        return self.options.diagnostics(self.predictor_blocks)
 
     def _asked(self, mask_index: int, true_targets: Tensor | None) -> Tensor:
         """What stands where tokens are to be predicted, before positions: broadcasts to (B, M, Nt, Dp)."""
@@ -138,3 +184,15 @@ class Predictor(nn.Module):
         if hasattr(self, "mask_token"):
             return self.mask_token.unsqueeze(0)
         return self.mask_tokens[mask_index % len(self.mask_tokens)].unsqueeze(0)
+
+
+def _longest(context: Padded, targets: Padded) -> int:
+    """A length that is enough for every sequence: the true one where it can be found without waiting for a device."""
+    if targets.indices.device.type == "cpu" and not torch.compiler.is_compiling():
+        return longest(context.indices, targets.indices)
+    return context.indices.shape[1] + targets.indices.shape[2]
+
+
+def _as_padded(index: Int[Tensor, "batch *k"] | Padded) -> Padded:
+    """All tokens, where nothing is padded."""
+    return index if isinstance(index, Padded) else Padded(index, torch.arange(index.numel(), device=index.device))

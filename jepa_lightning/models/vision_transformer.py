@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from jepa_lightning.masking.tokens import gather_tokens
-from jepa_lightning.models.layers import NORM_EPS, BlockOptions, init_weights, run, stack
+from jepa_lightning.masking.padded import Padded, known
+from jepa_lightning.masking.tokens import gather_packed, gather_tokens
+from jepa_lightning.models.layers import NORM_EPS, BlockOptions, Trunk, init_weights
+from jepa_lightning.models.packing import Packing
 from jepa_lightning.models.positions import Grid, Positions, SinCos2D, SinCos3D
 
 
@@ -27,6 +29,9 @@ class Encoder(nn.Module, ABC):
         num_frames: Frames of a clip that it is built for; 1 for images.
         tubelet_size: Frames that one token covers.
         positions: How tokens know where they are; a predictor does the same, unless told otherwise.
+        normalize: Mean and standard deviation of its inputs, for values from 0 to 1; None where they are not known.
+        preprocess: Makes a normalised input without batch axis, (C, H, W) or (C, T, H, W), of an image, a video or a
+            path; None until ``load_encoder`` sets it.
     """
 
     embed_dim: int
@@ -37,12 +42,17 @@ class Encoder(nn.Module, ABC):
     num_frames: int = 1
     tubelet_size: int = 1
     positions: Positions = SinCos2D()
+    normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    preprocess: Callable[[Any], Tensor] | None = None
 
     @abstractmethod
     def forward(
-        self, inputs: Float[Tensor, "batch channels *size"], context: Int[Tensor, "batch k"] | None = None
+        self, inputs: Float[Tensor, "batch channels *size"], context: Int[Tensor, "batch k"] | Padded | None = None
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Tokens of the whole input, or only of the patches that ``context`` names (nothing else is read)."""
+        """Tokens of the whole input, or only of the patches that ``context`` names (nothing else is read).
+
+        Of Padded, samples with different numbers of tokens, the result has zeros where there is no token.
+        """
 
     @abstractmethod
     def grid_of(self, inputs: Tensor) -> Grid:
@@ -109,9 +119,9 @@ class VisionTransformer(Encoder):
         patch_size: Side of a patch in pixels.
         in_chans: Input channels.
         embed_dim: Channels of each token.
-        depth: Number of Transformer blocks.
+        depth: Number of Transformer blocks; with EnergyBlocks of steps down the energy.
         num_heads: Attention heads of each block.
-        mlp_ratio: Hidden width of the MLP over ``embed_dim``.
+        mlp_ratio: Hidden width of the MLP over ``embed_dim``; with EnergyBlocks memories of the Hopfield network.
         init_std: Standard deviation of the initial Linear weights; null for Xavier (better for small models).
         patch_init_std: The same for the patch projection; null for 0.02 as the papers. The norm of content
             against position in the first tokens follows from it: see configs/ijepa.yaml.
@@ -120,7 +130,7 @@ class VisionTransformer(Encoder):
         tubelet_size: Frames that one token covers (V-JEPA: 2).
         positions: SinCos2D (I-JEPA), SinCos3D (V-JEPA) or RoPE (V-JEPA 2); null for the first on images and the
             second on clips.
-        blocks: SwiGLU, drop path, activation checkpointing.
+        blocks: SwiGLU, drop path, activation checkpointing; or EnergyBlocks in place of the Transformer.
     """
 
     def __init__(
@@ -138,15 +148,15 @@ class VisionTransformer(Encoder):
         num_frames: int = 1,
         tubelet_size: int = 1,
         positions: Positions | None = None,
-        blocks: BlockOptions | None = None,
+        blocks: BlockOptions | Trunk | None = None,
     ) -> None:
         super().__init__()
-        self.embed_dim, self.num_heads, self.patch_size = embed_dim, num_heads, patch_size
+        self.embed_dim, self.num_heads, self.patch_size, self.depth = embed_dim, num_heads, patch_size, depth
         self.num_frames, self.tubelet_size = num_frames, tubelet_size
         self.img_size = pair(img_size)
         self.grid = token_grid(*self.img_size, patch_size, num_frames, tubelet_size)
         self.positions = positions or (SinCos3D() if num_frames > 1 else SinCos2D())
-        self.options = blocks or BlockOptions()
+        self.options: Trunk = blocks or BlockOptions()
         self.patch_embed: nn.Module = (
             TubeletEmbed(tubelet_size, patch_size, in_chans, embed_dim)
             if num_frames > 1
@@ -154,7 +164,7 @@ class VisionTransformer(Encoder):
         )
         self.pos_embed: Tensor | None
         self.register_buffer("pos_embed", self.positions.table(self.grid, embed_dim))
-        self.blocks = stack(depth, embed_dim, num_heads, mlp_ratio, self.options)
+        self.blocks = self.options.build(depth, embed_dim, num_heads, mlp_ratio)
         self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
         init_weights(self, init_std, depth_rescale)
         projection = self.patch_embed.get_submodule("proj")
@@ -178,29 +188,48 @@ class VisionTransformer(Encoder):
     def forward(
         self,
         inputs: Float[Tensor, "batch channels *size"],
-        context: Int[Tensor, "batch k"] | None = None,
+        context: Int[Tensor, "batch k"] | Padded | None = None,
         out_layers: Sequence[int] | None = None,
+        layers: int | Sequence[int] | None = None,
     ) -> Any:
         """Tokens of the whole input, (B, N, D), or only those of the context, (B, Nc, D).
 
         Args:
             inputs: Images (B, C, H, W) or clips (B, C, T, H, W).
-            context: The tokens to compute, (B, Nc); attention sees no others.
+            context: The tokens to compute, (B, Nc); attention sees no others. Of Padded the result has zeros where
+                there is no token.
             out_layers: Numbers of blocks, from 0, whose outputs are wanted instead of the last one's: the result is
                 then a list, each entry passed through the final norm.
+            layers: The same for people at a prompt: one number gives its tokens (B, N, D), and -1 is the last block.
         """
+        if layers is not None:
+            numbers = [layers] if isinstance(layers, int) else layers
+            found = self(inputs, context, [n + self.depth * (n < 0) for n in numbers])
+            return found[0] if isinstance(layers, int) else found
         grid = self.grid_of(inputs)
         if self.num_frames > 1 and inputs.ndim == 4:
             inputs = inputs.unsqueeze(2).expand(-1, -1, self.tubelet_size, -1, -1)
         x = self.patch_embed(inputs)
         if self.pos_embed is not None:
             x = x + self.positions.fit(self.pos_embed, self.grid, grid)
-        if context is not None:
-            x = gather_tokens(x, context)
-        index = torch.arange(x.shape[1], device=x.device).unsqueeze(0) if context is None else context
+        packing = None
+        if context is None:
+            index = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
+        elif isinstance(context := known(context), Padded):
+            index = context.indices.clamp(min=0)
+            x, packing = gather_packed(x, context).unsqueeze(0), Packing.of(context.places, *index.shape)
+        else:
+            x, index = gather_tokens(x, context), context
         rotation = self.positions.rotation(index, grid, self.embed_dim // self.num_heads)
-        x, kept = run(self.blocks, x, rotation, self.options, out_layers or ())
-        return self.norm(x) if out_layers is None else [self.norm(layer) for layer in kept]
+        last, kept = self.options.run(self.blocks, x, rotation, out_layers or (), packing)
+        outputs = [self.norm(layer) for layer in ([last] if out_layers is None else kept)]
+        if isinstance(context, Padded):
+            outputs = [context.pad(output[0]) for output in outputs]
+        return outputs[0] if out_layers is None else outputs
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Scalars to log about the last pass in training: nothing of a Transformer, energies of EnergyBlocks."""
+        return self.options.diagnostics(self.blocks)
 
 
 SIZES: dict[str, dict[str, float]] = {

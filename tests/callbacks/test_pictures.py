@@ -18,6 +18,13 @@ def test_only_the_kept_patches_are_bright() -> None:
     torch.testing.assert_close(patches, expected)
 
 
+def test_padding_brightens_no_patch() -> None:
+    kept = torch.tensor([[0, 7, -1], [1, -1, -1]])
+    shown = show_only(torch.ones(2, 3, 1, 8, 16), kept, (1, 2, 4))
+    assert torch.equal(shown[:1], show_only(torch.ones(1, 3, 1, 8, 16), kept[:1, :2], (1, 2, 4)))
+    assert torch.equal(shown[1:], show_only(torch.ones(1, 3, 1, 8, 16), kept[1:, :1], (1, 2, 4)))
+
+
 def test_tubes_are_bright_in_their_frames_only() -> None:
     shown = show_only(torch.ones(1, 3, 2, 4, 4), torch.tensor([[0, 7]]), (2, 2, 2))
     assert (shown[0, :, 0, :2, :2] == 1).all()
@@ -37,6 +44,15 @@ def test_a_clip_has_time_in_columns_and_masks_in_rows(tiny_encoder: Callable[...
     first, second = batch.inputs[0, :, 0], batch.inputs[0, :, 2]
     torch.testing.assert_close(picture[:, 4:36, 4:36], first)
     torch.testing.assert_close(picture[:, 4:36, 40:72], second)
+
+
+def test_of_several_clips_of_a_video_the_first_is_drawn(tiny_encoder: Callable[..., VisionTransformer]) -> None:
+    encoder = tiny_encoder(num_frames=4, tubelet_size=2)
+    module = SimpleNamespace(encoder=encoder, encode=encoder)
+    data, clips = SimpleNamespace(denormalize=lambda inputs: inputs), torch.rand(2, 3, 3, 4, 32, 32)
+    picture = Pictures(images=6, side=32)
+    alone = picture.draw(MaskedBatch(clips[:, 0], ()), module, data)
+    assert torch.equal(picture.draw(MaskedBatch(clips, ()), module, data), alone)
 
 
 def test_groups_of_patches_with_like_features_get_one_colour() -> None:

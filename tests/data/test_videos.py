@@ -159,8 +159,11 @@ def test_a_video_that_is_drawn_twice_is_seen_twice(folder: Path) -> None:
     data.listing("train").shares = [(1, 1.0)] * len(data.listing("train"))  # type: ignore[attr-defined]
     dataset, draws = data.dataset("train", augment=True), data.train_dataloader().sampler
     first = next(iter(draws))
-    views = [dataset[first._replace(turn=turn)].inputs for turn in range(8)]
-    assert len({view.numpy().tobytes() for view in views}) > 2
+    samples = [dataset[first._replace(turn=turn)] for turn in range(8)]
+    assert len({sample.inputs.numpy().tobytes() for sample in samples}) > 2
+    collate = data.collator(data.sampler())
+    targets = [collate([sample]).masks[0].targets.tolist() for sample in samples]
+    assert all(a != b for i, a in enumerate(targets) for b in targets[:i])  # and masked in another way each time
 
 
 def test_pixels_of_one_or_several_clips_are_normalised_by_channel(folder: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import jepa_lightning
-from jepa_lightning.interop.meta import load_meta
+from jepa_lightning.interop.meta import load_meta, meta_networks
 from jepa_lightning.methods import IJEPA, VJEPA
 from jepa_lightning.models import SIZES, Predictor, RoPE, SinCos3D, VisionTransformer
 from jepa_lightning.schedules import Constant
@@ -443,6 +443,117 @@ def test_a_file_that_holds_code_is_refused_without_running_it(
     with pytest.raises(ValueError, match=r"tampered.pth.tar is not a PyTorch checkpoint that can be read safely"):
         load_meta(saved(content), num_heads=4)
     assert "was run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("prefix", ["module.", "module.backbone.", "backbone."])
+def test_a_prefix_on_some_of_the_tensors_is_refused(saved: Saver, network: str, prefix: str) -> None:
+    content = clip_content(RoPE())
+    names = list(content[network])
+    kept = {name: content[network][name] for name in names[: len(names) // 2]}
+    rest = {name.replace("module.backbone.", ""): content[network][name] for name in names[len(names) // 2 :]}
+    content[network] = {**{name.replace("module.backbone.", prefix): x for name, x in kept.items()}, **rest}
+    message = rf"tampered.pth.tar: \d+ of \d+ tensors of {network} have the prefix \w+\., the others, for example \w+"
+    with pytest.raises(ValueError, match=message):
+        load_meta(saved(content), num_heads=2)
+
+
+def test_only_one_prefix_of_ddp_is_taken_off(content: Content, saved: Saver) -> None:
+    content["encoder"] = {f"module.{name}": tensor for name, tensor in content["encoder"].items()}
+    with pytest.raises(ValueError, match=r"encoder has no tensor patch_embed.proj.weight"):
+        load_meta(saved(content), num_heads=4)
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.bool])
+def test_tensors_of_other_numbers_are_refused(content: Content, saved: Saver, kind: torch.dtype) -> None:
+    content["encoder"]["module.norm.weight"] = content["encoder"]["module.norm.weight"].to(kind)
+    with pytest.raises(ValueError, match=rf"encoder does not fit: norm.weight is {kind} .*, expected torch.float32"):
+        load_meta(saved(content), num_heads=4)
+
+
+def test_sparse_tensors_are_refused(content: Content, saved: Saver) -> None:
+    name = "module.blocks.0.attn.proj.weight"
+    content["encoder"][name] = content["encoder"][name].to_sparse()
+    with pytest.raises(ValueError, match=r"tampered.pth.tar"):
+        load_meta(saved(content), num_heads=4)
+
+
+@pytest.mark.parametrize("shape", [(64,), (64, 3), (0, 3, 8, 8), (64, 3, 0, 8)])
+def test_tensors_that_show_no_sizes_are_refused(content: Content, saved: Saver, shape: tuple[int, ...]) -> None:
+    content["encoder"]["module.patch_embed.proj.weight"] = torch.zeros(shape)
+    message = re.escape(
+        f"patch_embed.proj.weight of encoder is {list(shape)}, expected 4 or 5 dimensions, none of them 0"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_meta(saved(content), num_heads=4)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_becomes_float32(content: Content, saved: Saver, half: torch.dtype) -> None:
+    for network in NETWORKS:
+        content[network] = {name: tensor.to(half) for name, tensor in content[network].items()}
+    module = load_meta(saved(content), num_heads=4)
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+    assert torch.equal(module.encoder.norm.weight, content["encoder"]["module.norm.weight"].float())
+
+
+def test_networks_that_share_their_tensors_in_the_file_are_apart_afterwards(content: Content, saved: Saver) -> None:
+    content["target_encoder"] = content["encoder"]
+    module = load_meta(saved(content), num_heads=4)
+    with torch.no_grad():
+        module.encoder.norm.weight.zero_()
+    assert module.target_encoder.norm.weight.abs().min() > 0
+
+
+def test_a_loaded_module_is_where_its_tensors_are(golden_checkpoint: Path) -> None:
+    module = load_meta(golden_checkpoint, num_heads=4)
+    assert module.device == torch.device("cpu")
+    assert not any(tensor.is_meta for tensor in [*module.parameters(), *module.buffers()])
+
+
+def test_one_encoder_is_read_without_looking_at_the_other_networks(content: Content, saved: Saver) -> None:
+    expected = meta_networks(saved(content), num_heads=4).encoder
+    content["encoder"] = {"module.something": torch.zeros(1)}
+    content["predictor"] = {"module.something": torch.zeros(1)}
+    found = meta_networks(saved(content), num_heads=4)
+    assert found.branch == "target"
+    assert torch.equal(found.encoder.norm.weight, expected.norm.weight)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("branch", "there"), [("target", "encoder"), ("context", "target_encoder")])
+def test_where_a_network_is_missing_the_other_is_taken_and_told(
+    content: Content, saved: Saver, branch: Any, there: str
+) -> None:
+    wanted = {"target": "target_encoder", "context": "encoder"}[branch]
+    del content[wanted]
+    with pytest.warns(UserWarning, match=rf"has no {wanted}: its {there} is taken"):
+        found = meta_networks(saved(content), branch, num_heads=4)
+    assert found.branch != branch
+    assert torch.equal(found.encoder.norm.weight, content[there]["module.norm.weight"])  # type: ignore[arg-type]
+
+
+def test_of_v2_with_actions_the_encoder_can_be_read(saved: Saver) -> None:
+    content = clip_content(RoPE())
+    content["predictor"] = {"module.action_encoder.weight": torch.zeros(24, 7)}
+    path = saved(content)
+    encoder = meta_networks(path, num_heads=2, img_size=24, num_frames=6).encoder
+    assert encoder.positions == RoPE(layout="tiled")
+    assert encoder(torch.randn(1, 3, 6, 24, 24)).shape == (1, 18, 24)
+    with pytest.raises(ValueError, match=r"is of V-JEPA 2-AC, which is not among the methods here: .*load_encoder"):
+        load_meta(path, num_heads=2)
+
+
+def test_v2_1_is_refused_by_name(saved: Saver) -> None:
+    content = clip_content(RoPE())
+    for network in ("encoder", "target_encoder"):
+        content[network]["module.backbone.patch_embed_img.proj.weight"] = torch.zeros(24, 3, 1, 8, 8)
+    path = saved(content)
+    with pytest.raises(
+        ValueError, match=r"is of V-JEPA 2.1, which is not among the methods here: I-JEPA, V-JEPA, V-JE"
+    ):
+        load_meta(path)
+    with pytest.raises(ValueError, match=r"is of V-JEPA 2.1, whose encoder .* is not built here"):
+        meta_networks(path)
 
 
 @pytest.mark.parametrize("other", [[1, 2], {"state_dict": {}}, torch.zeros(3)])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jepa_lightning.masking import MaskCollator, MaskedBatch, MultiBlock, Sample, seeded
+from jepa_lightning.masking import MaskCollator, MaskedBatch, MultiBlock, MultiBlock3D, Padded, Sample, seeded
 
 
 def samples(*indices: int, epoch: int = 0, step: int = 0) -> list[Sample]:
@@ -63,8 +63,27 @@ def test_plain_pairs_of_image_and_label_work() -> None:
     batch = MaskCollator(MultiBlock(14))(pairs)
     assert batch.inputs.shape == (2, 3, 8, 8)
     assert batch.labels.tolist() == [2, 0]
-    assert batch.index.tolist() == [0, 1]
+    assert batch.index is None  # nothing tells which samples they are
     assert batch.masks[0].targets.shape[:2] == (2, 4)
+
+
+def test_samples_that_do_not_tell_their_index_get_other_masks_in_every_batch() -> None:
+    collator, unknown = MaskCollator(MultiBlock(14)), [Sample(torch.zeros(3, 8, 8))] * 3
+    first, second = collator(unknown), collator(unknown)
+    assert first.index is None
+    assert masks_of(first) != masks_of(second)
+
+
+def test_a_sample_that_is_drawn_again_in_an_epoch_gets_other_masks_the_same_after_a_resume() -> None:
+    collator = MaskCollator(MultiBlock(14))
+
+    def batch(turn: int) -> list[list[int]]:
+        return masks_of(collator([sample._replace(turn=turn) for sample in samples(1, 2, 3, epoch=4)]))
+
+    drawn = [batch(turn) for turn in (0, 3, 6)]
+    assert all(a != b for i, a in enumerate(drawn) for b in drawn[:i])
+    assert drawn == [batch(turn) for turn in (0, 3, 6)]
+    assert drawn[0] == masks_of(collator(samples(1, 2, 3, epoch=4)))  # the first turn is that of a plain shuffle
 
 
 def test_without_a_sampler_there_are_no_masks() -> None:
@@ -97,3 +116,22 @@ def test_a_key_gives_the_same_numbers_everywhere_and_every_part_of_it_counts() -
     assert all(a != b for i, a in enumerate(drawn) for b in drawn[:i])
     assert drawn == [torch.rand(4, generator=seeded(*key)).tolist() for key in keys]
     assert seeded("masks", 0, 0, 1).initial_seed() == 5338578424428651916  # the same in every process and version
+
+
+def test_the_collator_says_where_tokens_are_if_samples_have_different_numbers_of_them() -> None:
+    batch = MaskCollator(MultiBlock3D((2, 8, 8), per_sample=True))(samples(1, 2, 3))
+    assert len(batch.places) == 2
+    for family, masks in zip(batch.families(), batch.masks, strict=True):
+        assert isinstance(family.context, Padded)
+        assert isinstance(family.targets, Padded)
+        assert len(family.context.places) == int((masks.context >= 0).sum()) < masks.context.numel()
+        assert len(family.targets.places) == int((masks.targets >= 0).sum()) < masks.targets.numel()
+
+
+def test_where_nothing_is_padded_the_collator_says_so() -> None:
+    for batch in (
+        MaskCollator(MultiBlock(14))(samples(1, 2)),
+        MaskCollator(MultiBlock(14))([(torch.ones(3, 8, 8), 2)]),
+    ):
+        assert batch.places == ((),)
+        assert batch.families()[0].context is batch.masks[0].context

@@ -440,3 +440,65 @@ def test_the_area_of_the_context_stays_in_its_range_on_any_grid(grid: Any) -> No
         (masks,) = sampler.sample(1, generator(seed))
         share = masks.context.shape[1] / (sampler.height * sampler.width)
         assert 0.8 <= share <= 1.0
+
+
+# ---------------------------------------------------------------------- masks of each sample's own
+
+
+def rows(indices: Tensor) -> list[list[int]]:
+    """Without padding, which must be at the end."""
+    found = [[token for token in row if token >= 0] for row in indices.tolist()]
+    assert all(row[: len(kept)] == kept for row, kept in zip(indices.tolist(), found, strict=True))
+    return found
+
+
+def test_with_per_sample_masks_nothing_is_cut() -> None:
+    sampler = MultiBlock(14, context_scale=(1.0, 1.0), num_targets=2, per_sample=True)
+    (masks,) = sampler.sample(32, generator())
+    for context, blocks in zip(rows(masks.context), masks.targets, strict=True):
+        assert set(context) | {token for block in rows(blocks) for token in block} == set(range(196))
+        assert not set(context) & set(blocks.flatten().tolist())
+    assert len({len(row) for row in rows(masks.context)}) > 8
+    assert len({len(row) for row in rows(masks.targets[:, 0])}) > 3
+
+
+def test_per_sample_masks_are_those_of_batches_of_one_from_the_same_random_numbers() -> None:
+    sampler = MultiBlock(14, num_contexts=2, context_scale=(0.5, 0.7), per_sample=True)
+    families = sampler.sample(6, generator(3))
+    seed = int(torch.randint(2**62, (1,), generator=generator(3)))
+    random = np.random.Generator(np.random.SFC64(seed))
+    for number in range(6):
+        alone = MultiBlock(14, num_contexts=2, context_scale=(0.5, 0.7))._draw(1, random)
+        for together, single in zip(families, alone, strict=True):
+            assert rows(together.context)[number] == single.context[0].tolist()
+            assert rows(together.targets[number]) == single.targets[0].tolist()
+
+
+def test_a_batch_of_one_is_the_same_with_and_without_per_sample() -> None:
+    for seed in range(5):
+        pair = [MultiBlock(14, per_sample=own).sample(1, generator(seed))[0] for own in (False, True)]
+        assert torch.equal(pair[0].context, pair[1].context)
+        assert torch.equal(pair[0].targets, pair[1].targets)
+
+
+def test_every_sample_has_min_keep_tokens_in_its_context_and_in_its_targets() -> None:
+    sampler = MultiBlock(14, target_scale=(0.36, 0.4), min_keep=60, per_sample=True)
+    for seed in range(3):
+        (masks,) = sampler.sample(16, generator(seed))
+        assert min(map(len, rows(masks.context))) >= 60
+        (small,) = MultiBlock(14, target_scale=(0.05, 0.4), min_keep=9, per_sample=True).sample(16, generator(seed))
+        assert min(len(row) for blocks in small.targets for row in rows(blocks)) >= 9
+
+
+def test_contexts_are_as_long_as_those_of_batches_of_one() -> None:
+    own, cut = MultiBlock(14, per_sample=True), MultiBlock(14)
+    lengths = [len(row) for seed in range(5) for row in rows(own.sample(64, generator(seed))[0].context)]
+    alone = [cut.sample(1, generator(100 + seed))[0].context.shape[1] for seed in range(320)]
+    mean = sum(lengths) / len(lengths)
+    assert abs(mean - sum(alone) / len(alone)) < 6  # four standard deviations
+    assert mean > 1.3 * cut.sample(64, generator())[0].context.shape[1]
+
+
+def test_per_sample_masks_and_the_official_sampler_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="set per_sample or compat to false"):
+        MultiBlock(14, compat=True, per_sample=True)

@@ -381,3 +381,46 @@ def test_a_geometry_that_is_accepted_keeps_its_promises(compat: bool) -> None:
 def test_nothing_to_draw_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MultiBlock3D((8, 14, 14), **settings)
+
+
+# ---------------------------------------------------------------------- masks of each sample's own
+
+
+def kept(indices: Tensor) -> list[list[int]]:
+    """Rows without padding, which must be at the end."""
+    found = [[token for token in row if token >= 0] for row in indices.tolist()]
+    assert all(row[: len(tokens)] == tokens for row, tokens in zip(indices.tolist(), found, strict=True))
+    return found
+
+
+def test_with_per_sample_masks_every_token_is_context_or_target() -> None:
+    sampler = MultiBlock3D((4, 8, 8), per_sample=True)
+    for masks in sampler.sample(16, generator()):
+        contexts, targets = kept(masks.context), kept(masks.targets.squeeze(1))
+        assert all(sorted(c + t) == list(range(256)) for c, t in zip(contexts, targets, strict=True))
+        assert len({len(context) for context in contexts}) > 4
+
+
+@pytest.mark.parametrize(
+    "blocks", [SHORT, Blocks(3, (0.1, 0.3), (0.3, 0.9), max_keep=60, full_complement=True), Blocks(inv_block=True)]
+)
+def test_per_sample_masks_are_those_of_batches_of_one_from_the_same_random_numbers(blocks: Blocks) -> None:
+    (together,) = MultiBlock3D((4, 8, 8), [blocks], per_sample=True).sample(5, generator(2))
+    seed = int(torch.randint(2**62, (1,), generator=generator(2)))
+    random = np.random.Generator(np.random.SFC64(seed))
+    for context, targets in zip(kept(together.context), kept(together.targets.squeeze(1)), strict=True):
+        (alone,) = MultiBlock3D((4, 8, 8), [blocks])._draw(1, random)
+        assert context == alone.context[0].tolist()
+        assert targets == alone.targets[0, 0].tolist()
+
+
+def test_every_sample_has_min_keep_tokens_outside_its_blocks() -> None:
+    sampler = MultiBlock3D((2, 8, 8), [Blocks(6, (0.5, 0.7))], min_keep=30, per_sample=True)
+    (masks,) = sampler.sample(24, generator())
+    assert min(map(len, kept(masks.context))) >= 30
+
+
+@pytest.mark.parametrize("option", [{"compat": True}, {"candidates": 2}])
+def test_per_sample_masks_exclude_what_is_about_cutting(option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="or per_sample to false"):
+        MultiBlock3D((4, 8, 8), per_sample=True, **option)

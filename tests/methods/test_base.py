@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from jepa_lightning.losses import SIGReg
 from jepa_lightning.masking import MaskedBatch
 from jepa_lightning.methods import IJEPA, JEPA
-from jepa_lightning.models import VisionTransformer
+from jepa_lightning.models import BlockOptions, VisionTransformer
 from jepa_lightning.schedules import Cosine, Linear, WarmupCosine
 
 EncoderFactory = Callable[..., VisionTransformer]
@@ -193,6 +194,23 @@ def test_the_length_of_the_schedules_follows_max_steps(
     assert [row["lr"] for row in recorder.rows] == [{lr(step, 3.0, 2)} for step in (1, 2, 3)]
 
 
+@pytest.mark.parametrize(("warmup_epochs", "told"), [(2.0, False), (2.5, True)])
+def test_a_warm_up_that_is_longer_than_the_training_is_told(
+    tiny_ijepa: IJEPAFactory,
+    tiny_batch: BatchFactory,
+    quiet_trainer: TrainerFactory,
+    caplog: pytest.LogCaptureFixture,
+    warmup_epochs: float,
+    told: bool,
+) -> None:
+    module = tiny_ijepa(lr=WarmupCosine(1e-4, 1e-3, 1e-6, warmup_epochs=warmup_epochs))
+    with caplog.at_level("INFO"):
+        quiet_trainer(max_epochs=2).fit(module, loader([tiny_batch()] * 3))
+    message = "the warm-up of the learning rate, 7 steps, is longer than the training, 6 steps"
+    assert (message in caplog.text) == told
+    assert ("set --model.lr.warmup_epochs to less than 2" in caplog.text) == told
+
+
 def test_a_training_without_an_end_is_refused_with_advice(
     tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory, quiet_trainer: TrainerFactory
 ) -> None:
@@ -289,3 +307,103 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     quiet_trainer(max_epochs=2).fit(resumed, loader(batches), ckpt_path=tmp_path / "middle.ckpt", weights_only=True)
     for name, tensor in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], tensor, rtol=0, atol=1e-7)
+
+
+# ---------------------------------------------------------------------- without an EMA copy
+
+
+def without_copy(factory: IJEPAFactory, **options: Any) -> IJEPA:
+    return factory(momentum=None, **options)
+
+
+def test_without_momentum_the_target_encoder_is_the_encoder_and_registered_once(tiny_ijepa: IJEPAFactory) -> None:
+    module, with_copy = without_copy(tiny_ijepa), tiny_ijepa()
+    assert module.target_encoder is module.encoder
+    assert [name for name, _ in module.named_children()] == ["encoder", "predictor"]
+    doubled = {name for name in with_copy.state_dict() if name.startswith("target_encoder.")}
+    assert set(module.state_dict()) == set(with_copy.state_dict()) - doubled
+    module.encoder = VisionTransformer(32, 8, 3, 32, 1, 2)
+    assert module.target_encoder is module.encoder
+
+
+def test_without_momentum_training_logs_none_and_changes_nothing_but_by_gradients(
+    tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory, quiet_trainer: TrainerFactory
+) -> None:
+    module = without_copy(tiny_ijepa, regularizer=SIGReg(num_slices=8))
+    trainer = quiet_trainer(max_epochs=2)
+    trainer.fit(module, loader([tiny_batch() for _ in range(2)]), loader([tiny_batch()]))
+    assert "schedule/lr" in trainer.callback_metrics
+    assert "schedule/momentum" not in trainer.callback_metrics
+    assert module.target_encoder is module.encoder
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_without_momentum_a_resumed_run_ends_where_an_uninterrupted_one_does(
+    tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory, quiet_trainer: TrainerFactory, tmp_path: Any
+) -> None:
+    class SaveInTheMiddle(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == 0:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    batches = [tiny_batch() for _ in range(2)]
+    options = {"lr": Cosine(1e-3, 1e-5), "regularizer": SIGReg(num_slices=8), "stop_gradient": False}
+    whole, resumed = (without_copy(tiny_ijepa, **options) for _ in range(2))
+    quiet_trainer(max_epochs=2, callbacks=[SaveInTheMiddle()]).fit(whole, loader(batches))
+    quiet_trainer(max_epochs=2).fit(resumed, loader(batches), ckpt_path=tmp_path / "middle.ckpt", weights_only=True)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+
+
+def test_encoding_is_that_of_eval_mode_and_leaves_every_part_in_its_mode(
+    tiny_encoder: EncoderFactory, tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory
+) -> None:
+    encoder = tiny_encoder(blocks=BlockOptions(drop_path=0.5))
+    module, inputs = without_copy(tiny_ijepa, encoder=encoder), tiny_batch().inputs
+    encoder.norm.eval()
+    modes = [part.training for part in module.modules()]
+    first, second = module.encode(inputs), module.encode(inputs)
+    assert torch.equal(first, second)
+    assert torch.equal(first, module.frozen_encoder()(inputs))
+    assert [part.training for part in module.modules()] == modes
+    assert not torch.equal(encoder(inputs), encoder(inputs))  # in training it drops paths
+
+
+def test_gradients_flow_through_the_targets_only_where_they_are_let(
+    tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory
+) -> None:
+    inputs = tiny_batch().inputs
+    assert not without_copy(tiny_ijepa).targets_of(inputs).requires_grad
+    assert without_copy(tiny_ijepa, stop_gradient=False).targets_of(inputs).requires_grad
+    with torch.no_grad():
+        assert not without_copy(tiny_ijepa, stop_gradient=False).targets_of(inputs).requires_grad
+
+
+def test_gradients_cannot_be_wanted_in_a_copy_that_is_not_trained(tiny_ijepa: IJEPAFactory) -> None:
+    with pytest.raises(ValueError, match="stop_gradient: false needs momentum: null"):
+        tiny_ijepa(stop_gradient=False)
+
+
+@pytest.mark.parametrize(("options", "told"), [({}, True), ({"regularizer": SIGReg(num_slices=8)}, False)])
+def test_a_training_that_nothing_keeps_from_collapsing_says_so(
+    tiny_ijepa: IJEPAFactory, options: dict[str, Any], told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        without_copy(tiny_ijepa, **options).setup("fit")
+    assert ("momentum is null and so is regularizer" in caplog.text) == told
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        tiny_ijepa().setup("fit")
+    assert not caplog.text
+
+
+def test_random_numbers_follow_from_the_step_in_training_and_are_the_same_in_every_validation(
+    tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory, quiet_trainer: TrainerFactory
+) -> None:
+    module, drawn = tiny_ijepa(), []
+    losses = module.losses
+    module.losses = lambda batch: drawn.append((module.training, module.draw)) or losses(batch)  # type: ignore[method-assign,func-returns-value,assignment]
+    batches = loader([tiny_batch() for _ in range(3)])
+    quiet_trainer(max_epochs=2, accumulate_grad_batches=2, num_sanity_val_steps=0).fit(module, batches, batches)
+    assert [step for training, step in drawn if training] == [0, 0, 1, 2, 2, 3]
+    assert {step for training, step in drawn if not training} == {0}

@@ -10,6 +10,7 @@ from lightning import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from jepa_lightning.losses import Regularizer, SIGReg, VarianceCovariance
 from jepa_lightning.masking import MaskedBatch, TokenMasks
 from jepa_lightning.methods import IJEPA
 from jepa_lightning.models import VisionTransformer
@@ -135,3 +136,136 @@ def test_targets_are_layer_normalised_with_the_epsilon_of_pytorch(module: IJEPA,
         other_eps = F.layer_norm(module.target_encoder(batch.inputs), (32,), eps=1e-6)
     torch.testing.assert_close(module.losses(batch)["loss"].detach(), expected, rtol=0, atol=1e-6)
     assert (other_eps - features).abs().max() > 1e-2
+
+
+# ---------------------------------------------------------------------- terms against collapse, and without EMA
+
+
+def pooled_context(module: IJEPA, batch: MaskedBatch) -> Tensor:
+    """The mean of the context tokens of each sample."""
+    rows = [
+        module.encoder(batch.inputs[b : b + 1], batch.masks[0].context[b : b + 1])[0].mean(dim=0)
+        for b in range(len(batch.inputs))
+    ]
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("term", [SIGReg(num_slices=8, weight=0.1), VarianceCovariance(0.5, 0.25)])
+@pytest.mark.parametrize("ema", [True, False])
+def test_a_regularizer_is_added_on_the_mean_context_features(
+    tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory, term: Regularizer, ema: bool
+) -> None:
+    batch = tiny_batch(batch_size=5)
+    module = tiny_ijepa(regularizer=term, **({} if ema else {"momentum": None}))
+    prediction = naive_loss(module, batch.inputs, batch.masks[0])
+    terms = term.terms(pooled_context(module, batch))
+    expected = prediction + sum(weight * value for weight, value in terms.values())
+    losses = module.losses(batch)
+    torch.testing.assert_close(losses["loss"], expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(losses["prediction"], prediction.detach(), rtol=1e-5, atol=1e-6)
+    for name, (_, value) in terms.items():
+        torch.testing.assert_close(losses[name], value.detach(), rtol=1e-4, atol=1e-5)
+        assert not losses[name].requires_grad
+    parameters = list(module.encoder.parameters())
+    for a, b in zip(*[torch.autograd.grad(loss, parameters) for loss in (losses["loss"], expected)], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_without_ema_and_stop_gradient_the_gradient_is_that_of_both_branches(
+    tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory
+) -> None:
+    module, batch = tiny_ijepa(momentum=None, stop_gradient=False), tiny_batch()
+    parameters = list(module.encoder.parameters())
+    both = torch.autograd.grad(module.losses(batch)["loss"], parameters)
+    module.stop_gradient = True
+    one = torch.autograd.grad(module.losses(batch)["loss"], parameters)
+    masks = batch.masks[0]
+    features = F.layer_norm(module.encoder(batch.inputs), (32,))
+    target = torch.stack([features[b][masks.targets[b]] for b in range(3)])
+    with torch.no_grad():
+        predicted = module.predictor(module.encoder(batch.inputs, masks.context), *masks)
+    other = torch.autograd.grad(F.smooth_l1_loss(predicted, target), parameters, allow_unused=True)
+    for together, first, second in zip(both, one, other, strict=True):
+        torch.testing.assert_close(together, first + second, rtol=1e-4, atol=1e-6)
+    assert max((a - b).abs().max().item() for a, b in zip(both, one, strict=True)) > 1e-3
+
+
+def test_padding_plays_no_part_in_the_mean_context_features(tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory) -> None:
+    context, index = torch.randn(2, 4, 8), torch.tensor([[0, 3, 5, 7], [2, 6, -1, -1]])
+    module = tiny_ijepa(regularizer=VarianceCovariance(1.0, 0.0))
+    masks = TokenMasks(index, torch.zeros(2, 1, 1, dtype=torch.long))
+    rows = torch.stack([context[0].mean(dim=0), context[1, :2].mean(dim=0)])
+    losses = module.regularized(torch.zeros(()), [context], [masks])
+    torch.testing.assert_close(losses["loss"], VarianceCovariance(1.0, 0.0)(rows))
+
+
+def test_the_context_does_not_collapse_without_ema_and_stop_gradient_if_there_is_a_regularizer(
+    tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory
+) -> None:
+    def spread(**options: Any) -> float:
+        torch.manual_seed(0)
+        module, batch = tiny_ijepa(momentum=None, stop_gradient=False, **options), tiny_batch(batch_size=8)
+        optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
+        for _ in range(40):
+            optimizer.zero_grad()
+            module.losses(batch)["loss"].backward()
+            optimizer.step()
+        return module.encode(batch.inputs).mean(dim=1).std(dim=0).mean().item()
+
+    assert spread(regularizer=SIGReg(num_slices=32, weight=0.1)) > 3 * spread()
+
+
+# ---------------------------------------------------------------------- samples with different numbers of tokens
+
+
+def alone(batch: MaskedBatch) -> list[MaskedBatch]:
+    """Each sample as a batch of its own, without padding; targets of a sample are equally long."""
+    found = []
+    for b in range(len(batch.inputs)):
+        masks = []
+        for family in batch.masks:
+            context, targets = family.context[b], family.targets[b]
+            kept = targets[:, targets[0] >= 0]
+            assert not (kept < 0).any()
+            masks.append(TokenMasks(context[context >= 0].unsqueeze(0), kept.unsqueeze(0)))
+        found.append(MaskedBatch(batch.inputs[b : b + 1], tuple(masks)))
+    return found
+
+
+def test_a_batch_of_samples_with_different_numbers_of_tokens_is_the_mean_of_each_alone_also_in_gradient(
+    module: IJEPA, tiny_batch: BatchFactory
+) -> None:
+    batch = tiny_batch(5, (48, 48), per_sample=True, num_targets=3, num_contexts=2, context_scale=(0.5, 1.0))
+    assert all(bool((part < 0).any()) for family in batch.masks for part in family)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    together = module.losses(batch)["loss"]
+    expected = torch.stack([module.losses(sample)["loss"] for sample in alone(batch)]).mean()
+    torch.testing.assert_close(together, expected, rtol=0, atol=1e-6)
+    gradients = [torch.autograd.grad(loss, parameters) for loss in (together, expected)]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_two_processes_with_half_of_such_a_batch_each_average_to_the_whole(
+    module: IJEPA, tiny_batch: BatchFactory
+) -> None:
+    batch = tiny_batch(4, (64, 64), per_sample=True, target_scale=(0.1, 0.4))
+    halves = [
+        MaskedBatch(batch.inputs[part], tuple(TokenMasks(*(index[part] for index in m)) for m in batch.masks))
+        for part in (slice(2), slice(2, 4))
+    ]
+    assert len({int((half.masks[0].targets >= 0).sum()) for half in halves}) == 2  # their lengths differ
+    mean = torch.stack([module.losses(half)["loss"] for half in halves]).mean()
+    torch.testing.assert_close(module.losses(batch)["loss"], mean, rtol=0, atol=1e-6)
+
+
+def test_padding_is_in_nothing_that_is_logged(module: IJEPA, tiny_batch: BatchFactory) -> None:
+    batch = tiny_batch(4, (48, 48), per_sample=True)
+    longer = tuple(TokenMasks(*(F.pad(index, (0, 3), value=-1) for index in masks)) for masks in batch.masks)
+    losses, same = module.losses(batch), module.losses(batch._replace(masks=longer))
+    assert losses.keys() == same.keys()
+    for name, value in losses.items():
+        torch.testing.assert_close(value, same[name], rtol=1e-5, atol=1e-6)
+    tokens = [module.encoder(sample.inputs, sample.masks[0].context)[0] for sample in alone(batch)]
+    spread = torch.cat(tokens).std(dim=0, correction=0).mean()
+    torch.testing.assert_close(losses["context_std"], spread.detach(), rtol=1e-5, atol=1e-6)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,9 @@ from torch.utils.data import DataLoader
 import jepa_lightning as jl
 from jepa_lightning.callbacks.config import CONFIG_KEY
 from jepa_lightning.checkpoint import AtomicCheckpointIO, build, load
-from jepa_lightning.masking import MaskedBatch
+from jepa_lightning.data import ClipFormat, ClipSampler, VideoDataModule
+from jepa_lightning.data.moving_digits import write_video
+from jepa_lightning.masking import MaskCollator, MaskedBatch
 from jepa_lightning.methods import AttentiveProbe
 from jepa_lightning.models.pooling import AttentiveClassifier
 from jepa_lightning.schedules import Constant
@@ -271,6 +274,28 @@ def test_accuracy_counts_each_labelled_sample_once(checkpoint: str, quiet_traine
     assert abs(sum(means) / 4 - 4 / 7) > 0.05  # what the mean of batch means would be
 
 
+def test_samples_that_do_not_tell_which_they_are_count_one_by_one(
+    checkpoint: str, quiet_trainer: TrainerFactory
+) -> None:
+    """Pairs of a user's own data set have no index: neither positions in a batch nor copies are looked at."""
+    trainer = quiet_trainer()
+    module = with_heads(checkpoint, trainer, Batches())
+    inputs = torch.randn(7, 3, 16, 16)
+    labels = guesses(module.heads[0], module, inputs)
+    labels[[0, 5]] = (labels[[0, 5]] + 1) % 3
+    pairs = [(image, int(label)) for image, label in zip(inputs, labels, strict=True)]
+    batches = [MaskCollator(None)(pairs[:3]), MaskCollator(None)(pairs[3:])]
+    (found,) = trainer.validate(module, Batches(val=batches), verbose=False)
+    assert found["val/top1"] == pytest.approx(5 / 7)
+
+
+def test_features_are_those_of_all_clips_of_a_video_together(video_checkpoint: str) -> None:
+    module, inputs = probe(video_checkpoint).eval(), torch.randn(2, 3, *CLIPS)
+    features = module.predict_step(MaskedBatch(inputs, ()), 0)
+    expected = torch.stack([module.encoder(inputs[:, clip]).mean(dim=1) for clip in range(3)]).mean(dim=0)
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-6)
+
+
 def test_the_best_head_is_reported_and_all_are_logged(checkpoint: str, quiet_trainer: TrainerFactory) -> None:
     trainer = quiet_trainer()
     module = with_heads(checkpoint, trainer, Batches(), lr=[0.1, 0.2], weight_decay=[0.3])
@@ -459,6 +484,58 @@ def test_training_clips_have_one_view_whatever_evaluation_has(
     assert trainer.callback_metrics["train/loss"].item() == pytest.approx(expected, rel=1e-5)
 
 
+def by_hand(path: Path, size: tuple[int, int]) -> list[Tensor]:
+    """Three clips of four frames in the middle of the thirds of a file, of each the two ends of its longer side."""
+    with av.open(str(path)) as container:
+        frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    assert len(frames) == 33  # thirds of 11 frames, a clip of every second one spans 7: two are left before it
+    pixels = torch.stack(frames).permute(0, 3, 1, 2).float()
+    scale = max(size[0] / pixels.shape[2], size[1] / pixels.shape[3])
+    sides = [round(scale * side) for side in pixels.shape[2:]]
+    pixels = F.interpolate(pixels, size=sides, mode="bilinear", antialias=True).round()
+    ends = [pixels[..., : size[0], : size[1]], pixels[..., -size[0] :, -size[1] :]]
+    return [view[[11 * clip + 2 + 2 * step for step in range(4)]].transpose(0, 1) for clip in range(3) for view in ends]
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("size", [(16, 16), (16, 24)])
+def test_clips_and_views_of_real_files_are_evaluated_as_by_hand(
+    video_checkpoint: str, quiet_trainer: TrainerFactory, tmp_path: Path, size: tuple[int, int], together: bool
+) -> None:
+    shapes = [(24, 40), (40, 24), (32, 32), (26, 50), (50, 26)]
+    for number, shape in enumerate(shapes * 3):
+        path = tmp_path / ("val" if number < 10 else "train") / CLASSES[number % 3] / f"{number:02d}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = torch.rand(12, 3, 5, 6, generator=torch.Generator().manual_seed(number)) * 255
+        smooth = F.interpolate(coarse.transpose(0, 1)[None], size=(33, *shape), mode="trilinear")[0]
+        write_video(path, smooth.permute(1, 2, 3, 0).to(torch.uint8).numpy(), fps=8)
+    data = VideoDataModule(
+        root=str(tmp_path), masks=None, clips=partial(ClipSampler, frame_step=2, num_clips=3), batch_size=4,
+        num_workers=0, inputs=ClipFormat(num_frames=4, img_size=size, views=2),
+    )  # fmt: skip
+    module, trainer = probe(video_checkpoint, attend_across_clips=together), quiet_trainer()
+    trainer.validate(module, data, verbose=False)
+    for head in module.heads:
+        scatter(head)
+    right = []
+    for path in sorted(tmp_path.glob("val/*/*.mp4")):
+        clips = data.normalize(torch.stack(by_hand(path, size)).to(torch.uint8))
+        tokens = [module.encoder(clip[None]) for clip in clips]
+        sequences = [torch.cat(tokens[view::2], dim=1) for view in range(2)] if together else tokens
+        shares = torch.stack([module.heads[0](sequence).softmax(dim=1)[0] for sequence in sequences]).mean(dim=0)
+        right.append(CLASSES[int(shares.argmax())] == path.parent.name)
+        assert shares.sort().values[-2:].diff() > 1e-3  # not decided by a rounded pixel
+    assert 0 < sum(right) < 10
+    (found,) = trainer.validate(module, data, verbose=False)
+    assert found["val/top1"] == pytest.approx(sum(right) / 10)
+    seen = {
+        int(i): clips for batch in data.val_dataloader() for i, clips in zip(batch.index, batch.inputs, strict=True)
+    }
+    for index, clips in seen.items():
+        wanted = torch.stack(by_hand(tmp_path / "val" / data.listing("val").name(index), size))
+        assert (clips.float() - wanted).abs().max() <= 1
+
+
 # ---------------------------------------------------------------------- checkpoints
 
 
@@ -493,6 +570,32 @@ def test_a_checkpoint_holds_no_encoder_and_loads_to_the_same_logits(
     assert [list(task) for task in again.tasks] == [["", 3]]
     for mine, theirs in zip(again.heads, module.heads, strict=True):
         assert torch.equal(mine(again.encode(inputs)), theirs(module.encode(inputs)))
+
+
+def test_heads_find_an_encoder_that_moved_with_them_or_say_where_they_looked(
+    quiet_trainer: TrainerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "old" / "runs").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "old")
+    save(Path("runs/a.ckpt"), pretraining({}), 1)
+    trainer, path = quiet_trainer(max_epochs=1), Path("runs/probe/p.ckpt")
+    module = probe("runs/a.ckpt")
+    trainer.fit(module, datamodule=Batches([batch()]))
+    trainer.save_checkpoint(path)
+    arguments = {"checkpoint": "runs/a.ckpt", "num_heads": 2, "lr": [1e-2], "weight_decay": [0.1]}
+    config = {"class_path": "jepa_lightning.methods.AttentiveProbe", "init_args": arguments}
+    content = {**torch.load(path, weights_only=True), CONFIG_KEY: yaml.safe_dump({"model": config})}
+    torch.save(content, path)
+    (tmp_path / "old").rename(tmp_path / "new")
+    monkeypatch.chdir(tmp_path)
+    inputs, moved = torch.randn(2, 3, 16, 16), tmp_path / "new" / path
+    assert torch.equal(jl.load(moved).encode(inputs), module.encode(inputs))
+    (tmp_path / "new/runs/a.ckpt").rename(tmp_path / "b.ckpt")
+    with pytest.raises(FileNotFoundError, match=rf"runs/a.ckpt is neither in {tmp_path} nor .*load\(path, checkpoint="):
+        jl.load(moved)
+    assert torch.equal(jl.load(moved, checkpoint="b.ckpt").encode(inputs), module.encode(inputs))
+    with pytest.raises(ValueError, match=r"b.ckpt holds its encoder itself: leave out checkpoint=c.ckpt"):
+        jl.load("b.ckpt", checkpoint="c.ckpt")
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
@@ -538,6 +641,14 @@ def test_heads_are_refused_by_another_encoder_and_by_other_classes(
         again(probe(checkpoint, branch="context"), Batches(val=[batch()]))
     with pytest.raises(ValueError, match="trained on the classes 3, the data have 2: give the data"):
         again(probe(checkpoint), Batches(val=[batch(labels=[0, 1, 0, 1])], classes=["a", "b"]))
+    with pytest.raises(
+        ValueError, match="the checkpoint has 1 heads, lr and weight_decay make 2 of depth 1: give the lr"
+    ):
+        again(probe(checkpoint, lr=[0.1, 0.2]), Batches(val=[batch()]))
+    with pytest.raises(
+        ValueError, match="the checkpoint has 1 heads, lr and weight_decay make 1 of depth 4: give the lr"
+    ):
+        again(probe(checkpoint, depth=4), Batches(val=[batch()]))
 
 
 # ---------------------------------------------------------------------- mistakes and what is shown

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from jepa_lightning.masking import MaskedBatch, TokenMasks
+from jepa_lightning.losses import VarianceCovariance
+from jepa_lightning.masking import MaskedBatch, MultiBlock3D, TokenMasks
 from jepa_lightning.methods import VJEPA
 from jepa_lightning.models import Predictor, RoPE, SinCos3D, TargetNoise, VisionTransformer
 from jepa_lightning.schedules import Constant, Linear, WarmupCosine
@@ -240,6 +241,27 @@ def test_sharing_also_works_with_the_single_mask_token_of_images(tiny_vjepa: VJE
     assert torch.isfinite(module.losses(clips())["loss"])
 
 
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """No test after this one is to find the process group that Lightning leaves behind."""
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+def test_mask_tokens_that_no_family_uses_are_refused_where_ddp_would_wait_for_them(
+    tiny_vjepa: VJEPAFactory, quiet_trainer: TrainerFactory
+) -> None:
+    many = {"num_mask_tokens": 5}
+    with pytest.raises(ValueError, match=r"5 mask tokens, the batch 2 families .*: set --model.predictor.num_mask_tok"):
+        quiet_trainer(max_steps=2, strategy="ddp").fit(tiny_vjepa(predictor=many), loader([clips(2)] * 2))
+    for strategy, share in (("ddp", True), ("ddp_find_unused_parameters_true", False), ("auto", False)):
+        module = tiny_vjepa(predictor=many, share_mask_token=share)
+        trainer = quiet_trainer(max_steps=2, strategy=strategy)
+        trainer.fit(module, loader([clips(2)] * 2))
+        assert trainer.global_step == 2
+
+
 @pytest.mark.parametrize(("share", "moved"), [(True, [True, False]), (False, [True, True])])
 def test_training_moves_the_mask_tokens_that_are_used_and_no_others(
     tiny_vjepa: VJEPAFactory, quiet_trainer: TrainerFactory, share: bool, moved: list[bool]
@@ -309,3 +331,56 @@ def test_clipping_by_value_is_clipping_by_value(tiny_vjepa: VJEPAFactory, quiet_
     assert norms.after[0] == norms.before[0]
     assert min(norms.before[1]) > 10 * limit
     assert norms.after[1] == pytest.approx((limit, limit))
+
+
+# ---------------------------------------------------------------------- terms against collapse, and without EMA
+
+
+def test_a_regularizer_sees_the_mean_context_features_of_each_family_alone(tiny_vjepa: VJEPAFactory) -> None:
+    term, batch = VarianceCovariance(0.5, 0.25), clips(batch_size=5)
+    module = tiny_vjepa(regularizer=term)
+    losses = module.losses(batch)
+    prediction = naive_loss(module, batch, 1.0, (0, 1))
+    values = [term(module.encoder(batch.inputs, masks.context).mean(dim=1)) for masks in batch.masks]
+    torch.testing.assert_close(losses["prediction"], prediction.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(losses["loss"], prediction + sum(values) / 2, rtol=1e-4, atol=1e-5)
+    assert {"variance_hinge", "covariance", "variance"} <= set(losses)  # the last is V-JEPA's own, of the predictions
+
+
+@pytest.mark.parametrize("stop_gradient", [True, False])
+def test_without_ema_the_encoder_predicts_its_own_features(tiny_vjepa: VJEPAFactory, stop_gradient: bool) -> None:
+    module, batch = tiny_vjepa(momentum=None, stop_gradient=stop_gradient), clips()
+    assert module.target_encoder is module.encoder
+    torch.testing.assert_close(module.losses(batch)["loss"], naive_loss(module, batch, 1.0, (0, 1)), rtol=0, atol=1e-5)
+    changed = torch.zeros_like(batch.inputs, requires_grad=True)
+    nothing = batch._replace(masks=tuple(TokenMasks(m.context[:, :1], m.targets) for m in batch.masks))
+    loss = module.losses(nothing._replace(inputs=batch.inputs + changed))["loss"]
+    (gradient,) = torch.autograd.grad(loss, changed)
+    reached = (gradient.abs() > 0).float().mean().item()  # targets reach every pixel, one context token a tubelet
+    assert (reached > 0.9) != stop_gradient
+
+
+# ---------------------------------------------------------------------- samples with different numbers of tokens
+
+
+@pytest.mark.parametrize("positions", [SinCos3D(), RoPE()])
+def test_a_batch_of_clips_with_different_numbers_of_tokens_is_the_mean_of_each_alone_also_in_gradient(
+    tiny_vjepa: VJEPAFactory, positions: Any
+) -> None:
+    module, sampler = tiny_vjepa(positions, loss_exp=2.0), MultiBlock3D((2, 4, 4), per_sample=True)
+    batch = MaskedBatch(torch.randn(5, 3, 4, 32, 32), sampler.sample(5))
+    assert any(bool((part < 0).any()) for family in batch.masks for part in family)
+    parts = []
+    for b in range(5):
+        pairs = [[index[b][index[b] >= 0] for index in family] for family in batch.masks]
+        masks = tuple(TokenMasks(context[None], targets[None, None]) for context, targets in pairs)
+        parts.append(module.losses(MaskedBatch(batch.inputs[b : b + 1], masks)))
+    together = module.losses(batch)
+    for name in ("loss", "variance"):
+        expected = torch.stack([part[name] for part in parts]).mean()
+        torch.testing.assert_close(together[name], expected, rtol=0, atol=1e-6)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    mean = torch.stack([part["loss"] for part in parts]).mean()
+    gradients = [torch.autograd.grad(loss, parameters) for loss in (together["loss"], mean)]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6)

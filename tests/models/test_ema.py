@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from jepa_lightning.models import VisionTransformer, ema_update, frozen_copy
+from jepa_lightning.models import VisionTransformer, ema_copy, ema_update, frozen_copy
 
 EncoderFactory = Callable[..., VisionTransformer]
 
@@ -78,3 +78,44 @@ def test_the_original_of_a_frozen_copy_still_trains(tiny_encoder: EncoderFactory
     frozen_copy(encoder)
     assert all(p.requires_grad for p in encoder.parameters())
     assert all(module.training for module in encoder.modules())
+
+
+# ---------------------------------------------------------------------- BatchNorm
+
+
+def normed() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5))
+
+
+def test_batch_norms_of_an_average_that_is_run_keep_statistics_of_their_own_features() -> None:
+    source = normed()
+    average = ema_copy(source)
+    assert [part.training for part in average] == [False, True, False, False]
+    nn.init.constant_(average[0].bias, 5.0)  # the average lags behind: its features are elsewhere
+    images = 3.0 * torch.randn(16, 3, 8, 8)
+    for _ in range(60):
+        source(images)
+        average(images)
+        ema_update(average, source, 1.0)
+    features = average[0](images)
+    torch.testing.assert_close(average[1].running_mean, features.mean(dim=(0, 2, 3)), rtol=0, atol=0.02)
+    assert (average[1].running_mean - source[1].running_mean).abs().min() > 3.0
+    torch.testing.assert_close(average.eval()(images).mean(), average[:3](images).mean(), rtol=0, atol=1e-6)
+
+
+def test_batch_norms_of_an_average_that_is_never_run_average_those_of_the_source() -> None:
+    source = normed()
+    average, expected = ema_copy(source), torch.zeros(4)
+    for _ in range(5):
+        source(torch.randn(16, 3, 8, 8) + 2.0)
+        expected = 0.7 * expected + 0.3 * source[1].running_mean
+        ema_update(average, source, 0.7)
+    torch.testing.assert_close(average[1].running_mean, expected, rtol=0, atol=1e-6)
+    assert average[1].running_mean.abs().max() > 0.1
+    assert (average[1].running_var != 1.0).all()
+
+
+def test_without_batch_norm_an_average_starts_as_a_frozen_copy(tiny_encoder: EncoderFactory) -> None:
+    average = ema_copy(tiny_encoder())
+    assert not any(module.training for module in average.modules())
+    assert not any(p.requires_grad for p in average.parameters())

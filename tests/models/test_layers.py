@@ -17,9 +17,8 @@ from jepa_lightning.models.layers import (
     DropPath,
     SwiGLU,
     init_weights,
-    run,
-    stack,
 )
+from jepa_lightning.models.packing import Packing
 from jepa_lightning.models.positions import RoPE, Rotation
 
 
@@ -183,7 +182,7 @@ def test_swiglu_equals_a_naive_loop() -> None:
 def test_depth_rescale_divides_the_output_of_swiglu_and_neither_of_its_inputs() -> None:
     def built(rescale: bool) -> dict[str, Tensor]:
         torch.manual_seed(5)
-        module = nn.ModuleDict({"blocks": stack(3, 16, 2, 4.0, BlockOptions(swiglu=True))})
+        module = nn.ModuleDict({"blocks": BlockOptions(swiglu=True).build(3, 16, 2, 4.0)})
         init_weights(module, depth_rescale=rescale)
         return dict(module.named_parameters())
 
@@ -233,9 +232,9 @@ def test_a_block_without_its_branches_is_the_identity() -> None:
 
 
 def test_the_rate_grows_linearly_with_the_depth() -> None:
-    rates = [block.drop_path.rate for block in stack(5, 8, 2, 4.0, BlockOptions(drop_path=0.2))]
+    rates = [block.drop_path.rate for block in BlockOptions(drop_path=0.2).build(5, 8, 2, 4.0)]
     assert rates == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
-    assert [block.drop_path.rate for block in stack(1, 8, 2, 4.0, BlockOptions(drop_path=0.2))] == [0.0]
+    assert [block.drop_path.rate for block in BlockOptions(drop_path=0.2).build(1, 8, 2, 4.0)] == [0.0]
 
 
 # ---------------------------------------------------------------------- a stack of blocks
@@ -255,9 +254,9 @@ class Passes:
 
 def gradients(options: BlockOptions, rotation: Rotation | None) -> tuple[Tensor, list[Tensor], Passes]:
     torch.manual_seed(4)
-    blocks, x = stack(3, 24, 3, 2.0, options), torch.randn(6, 4, 24, requires_grad=True)
+    blocks, x = options.build(3, 24, 3, 2.0), torch.randn(6, 4, 24, requires_grad=True)
     passes = Passes(blocks)
-    y, _ = run(blocks, x, rotation, options)
+    y, _ = options.run(blocks, x, rotation)
     found = torch.autograd.grad(y.square().sum(), [x, *blocks.parameters()])
     return y, list(found), passes
 
@@ -277,10 +276,10 @@ def test_checkpointed_activations_change_neither_output_nor_gradient(settings: d
 @pytest.mark.parametrize(("training", "grad"), [(False, True), (True, False)])
 def test_activations_are_kept_where_there_is_no_backward_pass_in_training(training: bool, grad: bool) -> None:
     options = BlockOptions(checkpoint_activations=True)
-    blocks, x = stack(2, 8, 2, 2.0, options).train(training), torch.randn(1, 3, 8, requires_grad=True)
+    blocks, x = options.build(2, 8, 2, 2.0).train(training), torch.randn(1, 3, 8, requires_grad=True)
     passes = Passes(blocks)
     with torch.set_grad_enabled(grad):
-        y, _ = run(blocks, x, None, options)
+        y, _ = options.run(blocks, x)
     if grad:
         y.sum().backward()
     assert passes.count == 2
@@ -288,17 +287,64 @@ def test_activations_are_kept_where_there_is_no_backward_pass_in_training(traini
 
 def test_outputs_of_inner_blocks_come_in_the_order_asked_for() -> None:
     options = BlockOptions()
-    blocks, x = stack(3, 8, 2, 2.0, options), torch.randn(2, 3, 8)
+    blocks, x = options.build(3, 8, 2, 2.0), torch.randn(2, 3, 8)
     steps = [x]
     for block in blocks:
         steps.append(block(steps[-1]))
-    last, kept = run(blocks, x, None, options, [2, 0])
+    last, kept = options.run(blocks, x, out_layers=[2, 0])
     assert torch.equal(last, steps[3])
     assert [torch.equal(a, b) for a, b in zip(kept, (steps[3], steps[1]), strict=True)] == [True, True]
-    assert run(blocks, x, None, options)[1] == []
+    assert options.run(blocks, x)[1] == []
 
 
 @pytest.mark.parametrize("number", [3, -1, 24])
 def test_a_block_that_does_not_exist_is_refused_with_the_numbers_that_do(number: int) -> None:
+    options = BlockOptions()
     with pytest.raises(ValueError, match=rf"out_layers \[0, {number}\] of 3 blocks: use numbers from 0 to 2"):
-        run(stack(3, 8, 2, 2.0, BlockOptions()), torch.randn(1, 2, 8), None, BlockOptions(), [0, number])
+        options.run(options.build(3, 8, 2, 2.0), torch.randn(1, 2, 8), out_layers=[0, number])
+
+
+# ---------------------------------------------------------------------- sequences of different lengths
+
+LENGTHS = (3, 1, 5)
+
+
+def packed_and_alone() -> tuple[Packing, Tensor, list[Tensor]]:
+    """A packed list of three sequences, and the sequences."""
+    places = torch.tensor([5 * row + column for row, length in enumerate(LENGTHS) for column in range(length)])
+    x = torch.randn(1, sum(LENGTHS), 24, requires_grad=True)
+    return Packing.of(places, 3, 5), x, list(x.split(LENGTHS, dim=1))
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+@pytest.mark.parametrize("options", [BlockOptions(), BlockOptions(swiglu=True, checkpoint_activations=True)])
+def test_packed_sequences_equal_each_alone_also_in_gradient(options: BlockOptions, rotary: bool) -> None:
+    blocks = options.build(2, 24, 3, 2.0)
+    packing, x, alone = packed_and_alone()
+    index = torch.randint(16, (3, 5))
+    weights = torch.randn(x.shape)
+    together, kept = options.run(blocks, x, turned(index, rotary), [0], packing)
+    parts = []
+    for number, (length, part) in enumerate(zip(LENGTHS, alone, strict=True)):
+        parts.append(options.run(blocks, part, turned(index[number : number + 1, :length], rotary), [0]))
+    expected = torch.cat([part for part, _ in parts], dim=1)
+    torch.testing.assert_close(together, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(kept[0], torch.cat([layers[0] for _, layers in parts], dim=1), rtol=0, atol=1e-5)
+    inputs = [x, *blocks.parameters()]
+    gradients = [torch.autograd.grad((y * weights).sum(), inputs) for y in (together, expected)]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def turned(index: Tensor, rotary: bool) -> Rotation | None:
+    return RoPE().rotation(index, (1, 4, 4), 8) if rotary else None
+
+
+def test_drop_path_leaves_out_whole_sequences_of_a_packed_list() -> None:
+    packing, _, _ = packed_and_alone()
+    seen = set()
+    for _ in range(40):
+        rows = DropPath(0.5)(torch.ones(1, sum(LENGTHS), 2), packing).split(LENGTHS, dim=1)
+        assert all(len(row.unique()) == 1 for row in rows)
+        seen.add(tuple(float(row[0, 0, 0]) for row in rows))
+    assert len(seen) > 4

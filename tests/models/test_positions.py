@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from jepa_lightning.models import RoPE, SinCos2D, SinCos3D
-from jepa_lightning.models.positions import Grid, Rotation, fit_positions, rotate, sincos_1d, sincos_2d, sincos_3d
+from jepa_lightning.models.positions import (
+    Grid,
+    Rotation,
+    fit_positions,
+    rotate,
+    rotate_back,
+    sincos_1d,
+    sincos_2d,
+    sincos_3d,
+)
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 TABLES: dict[str, Any] = json.loads((GOLDEN / "posembed.json").read_text())
@@ -208,6 +217,15 @@ def test_fitting_clips_keeps_the_dtype_and_an_equal_grid_keeps_the_table() -> No
     assert SinCos3D().fit(table, (4, 2, 2), (4, 2, 2)) is table
 
 
+def test_a_shorter_clip_of_the_same_size_has_the_first_positions_if_that_is_asked_for() -> None:
+    grid, table = (4, 3, 5), SinCos3D().table((4, 3, 5), 12)
+    sliced, resampled = SinCos3D(slice_shorter=True), SinCos3D()
+    assert torch.equal(sliced.fit(table, grid, (2, 3, 5)), SinCos3D().table((2, 3, 5), 12))
+    assert (resampled.fit(table, grid, (2, 3, 5)) - sliced.fit(table, grid, (2, 3, 5))).abs().max() > 0.1
+    for wanted in [(6, 3, 5), (2, 3, 4), (4, 6, 10)]:  # longer, or of another size
+        assert torch.equal(sliced.fit(table, grid, wanted), resampled.fit(table, grid, wanted))
+
+
 def test_between_image_grids_positions_of_clips_are_fitted_like_those_of_images() -> None:
     table = SinCos3D().table((1, 4, 6), 8)
     assert torch.equal(SinCos3D().fit(table, (1, 4, 6), (1, 3, 9)), fit_positions(table, (1, 4, 6), (1, 3, 9)))
@@ -355,3 +373,13 @@ def test_positions_are_either_added_or_rotated() -> None:
         assert added.rotation(torch.tensor([[0]]), (1, 3, 3), 16) is None
     with pytest.raises(NotImplementedError, match="RoPE has no table"):
         RoPE().fit(torch.zeros(1, 4, 8), (1, 2, 2), (1, 3, 3))
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "tiled"])
+def test_rotating_back_is_the_transpose_of_rotating(layout: Any) -> None:
+    rotation = RoPE(layout=layout).rotation(torch.tensor([[3, 17, 8]]), (2, 3, 4), 14)
+    x, weights = torch.randn(2, 3, 3, 14, requires_grad=True), torch.randn(2, 3, 3, 14)
+    (gradient,) = torch.autograd.grad((rotate(x, rotation) * weights).sum(), x)
+    torch.testing.assert_close(rotate_back(weights, rotation), gradient, rtol=0, atol=1e-6)
+    undone = rotate_back(rotate(x, rotation), rotation)
+    assert torch.allclose(undone, x, atol=1e-5) is (layout == "interleaved")

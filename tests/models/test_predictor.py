@@ -9,7 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepa_lightning.models import SIZES, BlockOptions, Predictor, RoPE, SinCos3D, TargetNoise, VisionTransformer
+from jepa_lightning.masking import padded
+from jepa_lightning.models import (
+    SIZES,
+    BlockOptions,
+    EnergyBlocks,
+    Predictor,
+    RoPE,
+    SinCos3D,
+    TargetNoise,
+    VisionTransformer,
+)
 from jepa_lightning.models.positions import Grid, Rotation, fit_positions
 
 EncoderFactory = Callable[..., VisionTransformer]
@@ -395,3 +405,63 @@ def test_true_targets_are_not_read_where_there_are_mask_tokens(video_predictor: 
     predictor, tokens = video_predictor(RoPE()), torch.randn(2, 5, 32)
     told = predictor(tokens, CLIP_CONTEXT, CLIP_TARGETS, true_targets=torch.randn(2, 3, 2, 32))
     assert torch.equal(told, predictor(tokens, CLIP_CONTEXT, CLIP_TARGETS))
+
+
+# ---------------------------------------------------------------------- samples with different numbers of tokens
+
+LONG_CONTEXT = torch.tensor([[0, 1, 20, 5, 31], [2, 3, -1, -1, -1]])
+LONG_TARGETS = torch.tensor([[[10, 11, -1], [14, 30, 6]], [[0, -1, -1], [4, 29, 16]]])
+
+
+def of_sample(index: Tensor, b: int) -> Tensor:
+    """A sample's indices, or those of one of its blocks, without padding."""
+    return index[b][index[b] >= 0].unsqueeze(0)
+
+
+@pytest.mark.parametrize("blocks", [BlockOptions(), EnergyBlocks(alpha=0.5)])
+@pytest.mark.parametrize("positions", [SinCos3D(), RoPE()])
+@pytest.mark.parametrize("padding", ["context", "targets", "both"])
+def test_samples_and_blocks_of_different_lengths_equal_each_alone_also_in_gradient(
+    video_predictor: Callable[..., Predictor], blocks: Any, positions: Any, padding: str
+) -> None:
+    predictor = video_predictor(positions, blocks=blocks)
+    context = LONG_CONTEXT if padding != "targets" else CLIP_CONTEXT
+    targets = LONG_TARGETS if padding != "context" else CLIP_TARGETS
+    tokens = torch.randn(2, 5, 32, requires_grad=True)
+    together = predictor(tokens, padded(context), padded(targets), 1, (2, 4, 4))
+    assert torch.equal(predictor(tokens, context, targets, 1, (2, 4, 4)), together)  # the CPU can look for padding
+    assert not together[targets < 0].any()
+    alone = []
+    for b in range(2):
+        shown = of_sample(context, b)
+        for block in targets[b]:
+            given = tokens[b : b + 1, : shown.shape[1]]
+            alone.append(predictor(given, shown, of_sample(block[None], 0)[None], 1, (2, 4, 4))[0, 0])
+    expected = torch.cat(alone)
+    torch.testing.assert_close(together[targets >= 0], expected, rtol=0, atol=1e-5)
+    weights, inputs = torch.randn(expected.shape), [tokens, *predictor.predictor_blocks.parameters()]
+    gradients = [
+        torch.autograd.grad((predicted * weights).sum(), inputs) for predicted in (together[targets >= 0], expected)
+    ]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5)
+    assert not gradients[0][0][context < 0].any()
+
+
+def test_noised_targets_of_different_lengths_stand_in_place_of_mask_tokens(
+    video_predictor: Callable[..., Predictor],
+) -> None:
+    class Plain(TargetNoise):
+        def __call__(self, x: Tensor) -> Tensor:
+            return x
+
+    predictor = video_predictor(RoPE(), target_noise=Plain())
+    tokens, true = torch.randn(2, 5, 32), torch.randn(2, 2, 3, 32)
+    together = predictor(tokens, LONG_CONTEXT, LONG_TARGETS, true_targets=true)
+    for b in range(2):
+        shown = of_sample(LONG_CONTEXT, b)
+        for m in range(2):
+            asked = of_sample(LONG_TARGETS[b], m)
+            given = tokens[b : b + 1, : shown.shape[1]], shown, asked[None]
+            alone = predictor(*given, true_targets=true[b : b + 1, m : m + 1, : asked.shape[1]])
+            torch.testing.assert_close(together[b, m, : asked.shape[1]], alone[0, 0], rtol=0, atol=1e-5)

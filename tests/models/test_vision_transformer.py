@@ -7,7 +7,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from jepa_lightning.models import SIZES, BlockOptions, Encoder, Positions, RoPE, SinCos2D, SinCos3D, VisionTransformer
+from jepa_lightning.masking import padded
+from jepa_lightning.models import (
+    SIZES,
+    BlockOptions,
+    Encoder,
+    EnergyBlocks,
+    Positions,
+    RoPE,
+    SinCos2D,
+    SinCos3D,
+    VisionTransformer,
+)
 from jepa_lightning.models.vision_transformer import pair, token_grid
 
 EncoderFactory = Callable[..., VisionTransformer]
@@ -384,3 +395,49 @@ def test_autocast_changes_tokens_only_by_rounding(video_encoder: EncoderFactory)
     with torch.autocast("cpu", torch.bfloat16):
         cast = encoder(clip)
     torch.testing.assert_close(cast.float(), encoder(clip), rtol=0, atol=0.1)
+
+
+# ---------------------------------------------------------------------- samples with different numbers of tokens
+
+ROWS = [[5, 0, 9, 3, 14, 2], [7], [1, 8, 15]]
+
+
+@pytest.mark.parametrize("blocks", [BlockOptions(), EnergyBlocks(alpha=0.5)])
+@pytest.mark.parametrize("positions", [None, RoPE()])
+@pytest.mark.parametrize("size", [(3, 32, 32), (3, 4, 16, 32)])
+def test_samples_with_different_numbers_of_tokens_equal_each_alone_also_in_gradient(
+    tiny_encoder: EncoderFactory, video_encoder: EncoderFactory, blocks: Any, positions: Any, size: tuple[int, ...]
+) -> None:
+    build = tiny_encoder if len(size) == 3 else video_encoder
+    encoder, inputs = build(positions=positions, blocks=blocks, patch_init_std=0.1), torch.randn(3, *size)
+    context = torch.tensor([row + [-1] * (6 - len(row)) for row in ROWS])
+    alone = [encoder(inputs[b : b + 1], torch.tensor([row])) for b, row in enumerate(ROWS)]
+    together = encoder(inputs, padded(context))
+    assert torch.equal(encoder(inputs, context), together)  # the CPU can look for padding
+    assert not together[context < 0].any()
+    torch.testing.assert_close(together[context >= 0], torch.cat(alone, dim=1)[0], rtol=0, atol=1e-5)
+    weights, parameters = torch.randn(10, encoder.embed_dim), list(encoder.parameters())
+    gradients = [
+        torch.autograd.grad((tokens * weights).sum(), parameters)
+        for tokens in (together[context >= 0], torch.cat(alone, dim=1)[0])
+    ]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_inner_layers_of_samples_with_different_numbers_of_tokens_equal_those_of_each_alone(
+    tiny_encoder: EncoderFactory,
+) -> None:
+    encoder, inputs = tiny_encoder(depth=3), torch.randn(3, 3, 32, 32)
+    context = torch.tensor([row + [-1] * (6 - len(row)) for row in ROWS])
+    layers = encoder(inputs, padded(context), out_layers=[2, 0])
+    for b, row in enumerate(ROWS):
+        alone = encoder(inputs[b : b + 1], torch.tensor([row]), out_layers=[2, 0])
+        for layer, expected in zip(layers, alone, strict=True):
+            torch.testing.assert_close(layer[b : b + 1, : len(row)], expected, rtol=0, atol=1e-5)
+
+
+def test_a_transformer_has_nothing_to_log(tiny_encoder: EncoderFactory) -> None:
+    encoder = tiny_encoder()
+    encoder(torch.randn(1, 3, 32, 32))
+    assert encoder.diagnostics() == {}

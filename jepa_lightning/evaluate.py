@@ -1,0 +1,303 @@
+"""`jepa evaluate`: all protocols on frozen features, of any checkpoint, beside its untrained encoder and raw pixels."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import torch
+import yaml
+from torch import Tensor
+
+from jepa_lightning import checkpoint
+from jepa_lightning.data import JEPADataModule
+from jepa_lightning.evaluation.document import Report, merged, plain, read, table
+from jepa_lightning.evaluation.features import Features, extract
+from jepa_lightning.evaluation.protocols import HELD_BACK, Protocols, Result, Splits, split_features
+from jepa_lightning.evaluation.provenance import commit, hardware, software
+from jepa_lightning.finding import find_checkpoint, find_config, option_values
+from jepa_lightning.messages import JepaParser
+from jepa_lightning.metrics import rankme
+from jepa_lightning.models import Encoder
+from jepa_lightning.models.average_pool import AveragePool, pooled, raw_pixels
+
+Encode = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Evaluation:
+    """What is evaluated, and on what.
+
+    Args:
+        ckpt_path: A checkpoint of any layout; several are taken for seeds of one recipe. last.ckpt finds the newest.
+        split: Which split is reported: ``val``, or ``test``, which nothing was chosen on.
+        branch: Which of the encoders: ``target`` (EMA, as the papers) or ``context``.
+        overrides: What a checkpoint does not say of its encoder: num_heads, img_size, num_frames.
+        blocks: Of how many of the last blocks the average-pooled tokens are put side by side (I-JEPA: 1 or 4).
+        baselines: Also evaluate the encoder as it was before training, and raw pixels.
+        max_train: At most that many training samples; null for all.
+        device: Where to compute; null for the accelerator if there is one.
+        precision: Of the encoder; null for bf16 where the accelerator has it, else 32.
+        out: Folder of the report; null for one in the folder of the run.
+    """
+
+    ckpt_path: list[str]
+    split: Literal["val", "test"] = "val"
+    branch: Literal["target", "context"] = "target"
+    overrides: dict[str, Any] | None = None
+    blocks: int = 1
+    baselines: bool = True
+    max_train: int | None = None
+    device: str | None = None
+    precision: Literal["32", "bf16"] | None = None
+    out: str | None = None
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Evaluate, print the table, write the report.
+
+    Args:
+        arguments: Those after `jepa evaluate`.
+
+    Raises:
+        FileNotFoundError: No such checkpoint, configuration or data.
+        ValueError: If there is nothing to evaluate on, or no label.
+    """
+    names = option_values(arguments, "--ckpt_path") or ["last.ckpt"]
+    paths = [
+        find_checkpoint(name, "runs", "--ckpt_path", lambda m: "checkpoint" not in (m.get("init_args") or {}), False)
+        for name in names
+    ]
+    config = None if {"-h", "--help"} & set(arguments) else _data_section(arguments, paths[0])
+    parser = _parser(config)
+    parsed = parser.parse_args(list(arguments))
+    parsed.ckpt_path = paths
+    made = parser.instantiate_classes(parsed)
+    chosen = Evaluation(**{name: parsed[name] for name in Evaluation.__dataclass_fields__})
+    protocols = Protocols(**{name: parsed[name] for name in Protocols.__dataclass_fields__})
+    text = yaml.safe_dump(yaml.safe_load(parser.dump(parsed, skip_none=False)), sort_keys=False)
+    report = evaluate(chosen, made.data, protocols)._replace(config=text)
+    print(f"\n{plain(table(report.results))}\n")  # noqa: T201  # what was asked for
+    folder = Path(chosen.out).expanduser() if chosen.out else _folder(Path(paths[0]), chosen.split)
+    for path in report.write(folder):
+        print(f"written to {path}")  # noqa: T201
+
+
+def combine(arguments: Sequence[str]) -> None:
+    """`jepa report`: put the reports of several seeds into one, with mean and 95 % interval over seeds.
+
+    Args:
+        arguments: Files `report.json`, and perhaps ``--out FOLDER``.
+
+    Raises:
+        ValueError: If a file is no report.
+    """
+    parser = JepaParser(prog="jepa report", description=combine.__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser.add_argument("reports", type=str, nargs="+", help="Files report.json, one of each seed.")
+    parser.add_argument("--out", type=str, default="runs/report", help="Folder of the new report.")
+    given = parser.parse_args(list(arguments))
+    reports = [read(Path(name)) for name in given.reports]
+    titles = ", ".join(report.title for report in reports)
+    sentences = list(dict.fromkeys(sentence for report in reports for sentence in report.protocol))
+    about = {"reports": ", ".join(given.reports), "of": titles, "commit": commit(), "written": _now()}
+    whole = Report(
+        f"{len(reports)} runs together", merged(r for report in reports for r in report.results), sentences, about
+    )
+    print(f"\n{plain(table(whole.results))}\n")  # noqa: T201
+    for path in whole.write(Path(given.out).expanduser()):
+        print(f"written to {path}")  # noqa: T201
+
+
+def evaluate(chosen: Evaluation, data: JEPADataModule, protocols: Protocols) -> Report:
+    """All protocols on the features of one or several encoders.
+
+    Args:
+        chosen: What is evaluated.
+        data: On what.
+        protocols: How.
+
+    Raises:
+        FileNotFoundError: If the data lack the split that is to be reported.
+        ValueError: If the data have no labels of two classes.
+    """
+    begun, results, notes = time.monotonic(), [], {}
+    reader = Reader(chosen, data)
+    for number, path in enumerate(chosen.ckpt_path):
+        encoder = checkpoint.load_encoder(path, chosen.branch, **(chosen.overrides or {}))
+        reader.attend(encoder)
+        kinds: dict[str, Encoder | None] = {"trained": encoder}
+        if chosen.baselines:
+            kinds = {"random initialisation": checkpoint.untrained_encoder(path, encoder), **kinds}
+            if number == 0:
+                kinds = {"raw pixels": None, **kinds}
+        for name, network in kinds.items():
+            title = name if len(chosen.ckpt_path) == 1 else f"{name} ({Path(path).name}, {number + 1})"
+            splits = reader.splits(_encoding(network, chosen.blocks), title)
+            notes[f"RankMe, {title}"] = f"{float(rankme(splits.report.x)):.1f}"
+            results += _by_label(protocols, splits, name, data.label_names)
+    size = {"samples": f"{len(splits.train.x):,} for training, {len(splits.report.x):,} of the {chosen.split} split"}
+    seconds = f"{time.monotonic() - begun:.0f} s, of which {reader.seconds:.0f} s for the features"
+    about = {**size, **notes, "time": seconds, "hardware": hardware(reader.device), **_origin(chosen, data)}
+    sentences = _sentences(chosen, protocols, reader.chosen_on_val)
+    return Report(f"Evaluation of {', '.join(chosen.ckpt_path)}", merged(results), sentences, about)
+
+
+class Reader:
+    """Makes features of the splits.
+
+    Args:
+        chosen: What is evaluated.
+        data: On what.
+    """
+
+    def __init__(self, chosen: Evaluation, data: JEPADataModule) -> None:
+        self.chosen, self.data, self.seconds = chosen, data, 0.0
+        self.device = torch.device(chosen.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.chosen_on_val = chosen.split == "test"
+        self._ready = False
+
+    def attend(self, encoder: Encoder) -> None:
+        """Make the inputs as this encoder wants them."""
+        self.data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(encoder=encoder))  # type: ignore[assignment]
+        if not self._ready:
+            self.data.prepare_data()
+            self.data.setup("validate")
+            self._check_labels()
+            self._ready = True
+
+    def _check_labels(self) -> None:
+        classes: Any = self.data.classes if self.data.label_names else [self.data.classes]
+        if min(len(of_one) for of_one in classes) < 2:
+            raise ValueError(
+                "an evaluation needs labels of two classes or more: sort the files into a folder for each class, or "
+                "give a list of paths and labels"
+            )
+
+    def splits(self, encode: Encode, title: str) -> Splits:
+        """Features of one encoder: of the training split and of those that are chosen on and reported.
+
+        Raises:
+            FileNotFoundError: If there is no such split.
+        """
+        begun = time.monotonic()
+        train = self._features(encode, "train", title)
+        report = self._features(encode, self.chosen.split, title)
+        compared = self._features(encode, "val", title) if self.chosen.split == "test" else None
+        if train is None or report is None:
+            raise FileNotFoundError(f"the data have no {self.chosen.split} split to report on: give one")
+        self.chosen_on_val = compared is not None
+        self.seconds += time.monotonic() - begun
+        return split_features(train, report, compared)
+
+    def _features(self, encode: Encode, split: str, title: str) -> Features | None:
+        loader = self.data.probe_dataloader(split, self.chosen.max_train if split == "train" else None)
+        if loader is None:
+            return None
+        with self._precision():
+            found = extract(encode, self.data.normalize, loader, self.device, f"{title}: {split} features")
+        return Features(found.x.to(self.device), found.y.to(self.device))
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        good = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        if self.chosen.precision == "bf16" or (self.chosen.precision is None and good):
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+
+def _encoding(encoder: Encoder | None, blocks: int) -> Encode:
+    """(B, ...) -> (B, 1, features): of an encoder, of raw pixels if there is none."""
+    if encoder is None:
+        return lambda inputs: raw_pixels(inputs).unsqueeze(1)
+    kind = [AveragePool(blocks)]
+    return lambda inputs: pooled(encoder.to(inputs.device), inputs, kind)[0].unsqueeze(1)
+
+
+def _by_label(protocols: Protocols, splits: Splits, name: str, labels: Sequence[str]) -> list[Result]:
+    if not labels:
+        return protocols.results(splits.labelled(), name)
+    return [r for i, label in enumerate(labels) for r in protocols.results(splits.task(i), name, label)]
+
+
+# ---------------------------------------------------------------------- what was asked for, and how it was done
+
+
+def _data_section(arguments: Sequence[str], path: str) -> dict[str, Any] | None:
+    """The data of ``--config``, else of the checkpoint; None where ``--data`` has to say it.
+
+    Raises:
+        ValueError: If nothing says it.
+    """
+    if given := option_values(arguments, "--config"):
+        return dict(yaml.safe_load(Path(find_config(given[-1])).read_text())["data"])
+    config = checkpoint.stored_config(path)
+    if config is not None:
+        return dict(config["data"])
+    if not option_values(arguments, "--data"):
+        raise ValueError(
+            f"{path} does not say on which data: give --config NAME, whose data section is used, or --data "
+            "ImageDataModule --data.root FOLDER (VideoDataModule for videos)"
+        )
+    return None
+
+
+def _parser(section: dict[str, Any] | None) -> JepaParser:
+    parser = JepaParser(prog="jepa evaluate", description=__doc__)
+    parser.add_argument("--config", type=str | None, default=None, help="Take the data section of this configuration.")
+    parser.add_argument("--ckpt_path", type=str, nargs="+", default=["last.ckpt"], help=_help("ckpt_path"))
+    parser.add_class_arguments(Evaluation, skip={"ckpt_path"})
+    parser.add_class_arguments(Protocols)
+    parser.add_subclass_arguments(JEPADataModule, "data", required=False)
+    if section is not None:
+        parser.set_defaults({"data": section})
+    return parser
+
+
+def _help(name: str) -> str:
+    lines = (Evaluation.__doc__ or "").splitlines()
+    return next(line.partition(":")[2].strip() for line in lines if line.strip().startswith(f"{name}:"))
+
+
+def _folder(path: Path, split: str) -> Path:
+    """`evaluation/last_val` in the folder of the run; below `runs` for weights of others."""
+    run = path.parent.parent if path.parent.name == "checkpoints" else Path("runs")
+    return run / "evaluation" / f"{path.stem}_{split}"
+
+
+def _sentences(chosen: Evaluation, protocols: Protocols, chosen_on_val: bool) -> list[str]:
+    place = "the validation split" if chosen_on_val else f"{100 * HELD_BACK:g} % of the training split, held back"
+    again = "" if chosen_on_val else "; what is chosen then learns from all of the training split"
+    samples = "all samples" if chosen.max_train is None else f"at most {chosen.max_train:,} samples"
+    numbers = asdict(protocols)
+    return [
+        f"Features: tokens of the {chosen.branch} encoder, {AveragePool(chosen.blocks)}, averaged; no augmentation; "
+        f"{samples} of the training split.",
+        f"Reported: the {chosen.split} split, on which nothing was chosen. Chosen on: {place}{again}. In the low-shot "
+        "protocols the choice sees more labels than the classifier.",
+        f"Nearest neighbours: cosine similarity, exact, k of {list(numbers['k'])}, temperature of "
+        f"{list(numbers['temperature'])} (inf: one vote each).",
+        f"Logistic regression: standardised features, to the optimum, weight decay of {list(numbers['weight_decay'])}.",
+        f"Low-shot: logistic regression on {protocols.seeds} balanced draws (seeds 0 to {protocols.seeds - 1}), the "
+        "same for all encoders; one weight decay for all draws.",
+        "Random initialisation: the same encoder before training. Raw pixels: averaged to 16 x 16, of clips to 4 "
+        "frames of 8 x 8.",
+    ]
+
+
+def _origin(chosen: Evaluation, data: JEPADataModule) -> dict[str, str]:
+    steps = []
+    for path in chosen.ckpt_path:
+        content = checkpoint.read_any(path) if checkpoint.written_by_lightning(path) and Path(path).is_file() else {}
+        if "global_step" in content:
+            steps.append(f"{content['global_step']} (epoch {content.get('epoch', 0) + 1})")
+    found = {"steps": ", ".join(steps)} if steps else {}
+    return {**found, "data": type(data).__name__, "commit": commit(), "software": software(), "written": _now()}
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")

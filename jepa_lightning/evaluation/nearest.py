@@ -1,0 +1,82 @@
+"""Nearest neighbours by cosine similarity, exact over a whole training split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jepa_lightning.evaluation.features import Features, exact
+
+CHUNK = 2**24
+"""Similarities held at once: 128 MiB."""
+DECIMALS = 10
+"""To which similarities are compared: products of equal rows differ in the last bits with their place in a matrix."""
+
+
+class Neighbours:
+    """The nearest samples of a training split to each of some others, from the nearest on.
+
+    Equally near samples stand in the order of the training split; of classes with equal votes the first one wins, as in
+    scikit-learn. Everything is computed in float64.
+
+    Args:
+        train: The training split, every sample with a label.
+        x: The others, (N, D).
+        most: How many neighbours are kept; fewer if the split is smaller.
+    """
+
+    def __init__(self, train: Features, x: Float[Tensor, "samples dim"], most: int) -> None:
+        if most < 1:
+            raise ValueError(f"k must be at least 1, got {most}")
+        bank, queries = (F.normalize(exact(part), dim=1) for part in (train.x, x))
+        most = min(most, len(bank))
+        parts = [_nearest(part, bank, most) for part in queries.split(max(1, CHUNK // len(bank)))]
+        self.similarity = torch.cat([similarity for similarity, _ in parts])
+        self.index = torch.cat([index for _, index in parts])
+        self.labels = train.y.to(self.index.device)[self.index]
+        self.classes = int(train.y.max()) + 1
+
+    def vote(self, k: int, temperature: float = math.inf) -> Int[Tensor, " samples"]:
+        """The class with most votes among the ``k`` nearest.
+
+        Args:
+            k: Neighbours that vote; all that are kept, if there are fewer.
+            temperature: A neighbour votes with exp(similarity / temperature) (Wu et al. 2018, section 3.4); infinite
+                for one vote each.
+        """
+        if k < 1 or temperature <= 0:
+            raise ValueError(f"k must be at least 1 and temperature above 0, got {k} and {temperature}")
+        k = min(k, self.labels.shape[1])
+        # Relative to the nearest: the same shares of votes, but exp cannot overflow.
+        weights = ((self.similarity[:, :k] - self.similarity[:, :1]) / temperature).exp()
+        votes = weights.new_zeros(len(weights), self.classes).scatter_add_(1, self.labels[:, :k], weights)
+        return votes.argmax(dim=1)
+
+
+def _nearest(
+    queries: Float[Tensor, "chunk dim"], bank: Float[Tensor, "samples dim"], k: int
+) -> tuple[Float[Tensor, "chunk k"], Int[Tensor, "chunk k"]]:
+    similarity = (queries @ bank.T).round(decimals=DECIMALS)
+    values, index = similarity.topk(k, dim=1)
+    last = values[:, -1:]
+    # topk takes any of those that are as near as the last one. Where it left some out, take the first of them.
+    unclear = ((similarity == last).sum(dim=1) > (values == last).sum(dim=1)).nonzero().flatten()
+    for row in unclear.tolist():
+        index[row] = similarity[row].argsort(descending=True, stable=True)[:k]
+    index = index.sort(dim=1).values
+    order = similarity.gather(1, index).argsort(dim=1, descending=True, stable=True)
+    index = index.gather(1, order)
+    return similarity.gather(1, index), index
+
+
+def knn_grid(
+    train: Features, x: Float[Tensor, "samples dim"], ks: Sequence[int], temperatures: Sequence[float]
+) -> dict[tuple[int, float], Int[Tensor, " samples"]]:
+    """What each pair of a ``k`` and a temperature predicts; neighbours are looked for once."""
+    neighbours = Neighbours(train, x, max(ks))
+    return {(k, temperature): neighbours.vote(k, temperature) for k in ks for temperature in temperatures}

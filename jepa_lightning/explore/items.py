@@ -1,0 +1,105 @@
+"""What can be looked at: samples of a data set, and files that people drop in."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from jepa_lightning.data import JEPADataModule
+from jepa_lightning.data.preprocess import Normalization, Preprocess
+from jepa_lightning.data.video_sources import STILL_EXTENSIONS, VIDEO_EXTENSIONS
+from jepa_lightning.explore.subject import Pixels
+from jepa_lightning.models import Encoder
+
+MAX_PIXELS = 50_000_000
+"""Of an image that is dropped in; a larger one would need gigabytes."""
+
+
+class Item(NamedTuple):
+    """One image or clip.
+
+    Attributes:
+        pixels: uint8 (3, T, H, W), T = 1 for an image; of the size that the network takes.
+        name: Shown to people.
+        labels: Names of its classes, if they are known.
+    """
+
+    pixels: Pixels
+    name: str
+    labels: tuple[str, ...] = ()
+
+    def title(self) -> str:
+        """One line."""
+        return f"{self.name}: {', '.join(self.labels)}" if self.labels else self.name
+
+
+def of_data(data: JEPADataModule, count: int) -> list[Item]:
+    """Clean samples of the validation split, or of the training split where there is none.
+
+    Args:
+        data: The data module.
+        count: At most that many, spread over the split.
+    """
+    data.prepare_data()
+    loader = data.probe_dataloader("val", count) or data.probe_dataloader("train", count)
+    items: list[Item] = []
+    for batch in tqdm(loader, desc="reading samples", unit="batch", leave=False):
+        for position, inputs in enumerate(batch.inputs):
+            if batch.index is not None and batch.index[position] < 0:  # a file that could not be decoded
+                continue
+            clip = inputs.unsqueeze(1) if inputs.ndim == 3 else inputs
+            clip = clip[0] if clip.ndim == 5 else clip  # the first of several clips
+            labels = () if batch.labels is None else _names(data.classes, batch.labels[position])
+            items.append(Item(_as_bytes(data, clip), f"sample {len(items)}", labels))
+    return items
+
+
+def _as_bytes(data: JEPADataModule, clip: torch.Tensor) -> Pixels:
+    if clip.dtype == torch.uint8:
+        return clip
+    return (data.denormalize(clip.unsqueeze(0))[0].clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _names(classes: Sequence[Any], labels: torch.Tensor) -> tuple[str, ...]:
+    lists = classes if labels.ndim else [classes]
+    pairs = zip(lists, labels.reshape(-1).tolist(), strict=False)
+    return tuple(str(names[label]) for names, label in pairs if 0 <= label < len(names))
+
+
+def dropped(name: str, content: bytes, encoder: Encoder) -> Item:
+    """A file that somebody dropped on the page, prepared as the evaluation prepares images and videos.
+
+    Raises:
+        ValueError: If it is no image or video, too large, or damaged.
+    """
+    preprocess = Preprocess(encoder.img_size, encoder.num_frames, Normalization((0.0,) * 3, (1.0,) * 3))
+    suffix = Path(name).suffix.lower()
+    try:
+        if suffix in VIDEO_EXTENSIONS:
+            with tempfile.TemporaryDirectory() as folder:  # decoders read files
+                path = Path(folder) / f"dropped{suffix}"
+                path.write_bytes(content)
+                clip = preprocess(path)
+        else:
+            clip = preprocess(_image(content))
+    except Exception as error:  # decoders raise whatever they like
+        known = ", ".join(sorted(STILL_EXTENSIONS | VIDEO_EXTENSIONS))
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{name} cannot be read as an image or a video ({reason}): drop one of {known}") from error
+    clip = clip.unsqueeze(1) if clip.ndim == 3 else clip
+    return Item((clip.clamp(0, 1) * 255).round().to(torch.uint8), name)
+
+
+def _image(content: bytes) -> Image.Image:
+    """Refuses what would fill the memory, before anything is decoded."""
+    image = Image.open(io.BytesIO(content))
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels are too many: at most {MAX_PIXELS // 10**6} million")
+    return image.convert("RGB")

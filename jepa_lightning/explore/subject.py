@@ -1,0 +1,178 @@
+"""The networks that are looked at, and what they say of one input; plain tensors in, plain tensors out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from jepa_lightning.masking import Grid
+from jepa_lightning.models import Encoder, Predictor
+from jepa_lightning.models.attention_maps import attention_maps
+
+Pixels = UInt8[Tensor, "3 time height width"]
+"""One image (time 1) or clip."""
+
+
+class Expectation(NamedTuple):
+    """What the predictor expects where it sees nothing.
+
+    Attributes:
+        targets: Indices of the hidden tokens, (K,).
+        predicted: Predicted features, (K, D).
+        seen: Features of the target encoder there, layer-normalised as in training, (K, D).
+        surprise: Mean squared difference over the channels, (K,).
+        against_mean: The same if the mean feature of the input were predicted everywhere, (K,).
+    """
+
+    targets: Tensor
+    predicted: Tensor
+    seen: Tensor
+    surprise: Tensor
+    against_mean: Tensor
+
+
+class Subject:
+    """Networks of a checkpoint.
+
+    Args:
+        encoder: The encoder that is looked at (the target encoder of a JEPA).
+        context_encoder: The one that the predictor reads; the same where a checkpoint has only one.
+        predictor: None where a checkpoint has none.
+        mean: Of each channel, for values from 0 to 1.
+        std: Likewise.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        context_encoder: Encoder,
+        predictor: Predictor | None,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
+        self.encoder, self.context_encoder, self.predictor = encoder, context_encoder, predictor
+        self.mean, self.std = torch.tensor(mean).view(1, -1, 1, 1, 1), torch.tensor(std).view(1, -1, 1, 1, 1)
+
+    @property
+    def depth(self) -> int:
+        """Number of layers that can be looked at; 1 for a network without Transformer blocks."""
+        return int(getattr(self.encoder, "depth", 1))
+
+    def inputs(self, pixels: Pixels) -> Float[Tensor, "1 3 *size"]:
+        """Normalised, with a batch axis; an image loses its time axis."""
+        clip = (pixels.unsqueeze(0).float() / 255.0 - self.mean) / self.std
+        clip = clip.to(next(self.encoder.parameters()).device)
+        return clip if self.encoder.num_frames > 1 else clip[:, :, 0]
+
+    def grid(self, pixels: Pixels) -> Grid:
+        """Tokens along time, height and width."""
+        return self.encoder.grid_of(self.inputs(pixels))
+
+    def patches(self, pixels: Pixels) -> UInt8[Tensor, "tokens 3 side side"]:
+        """The patches of an input in raster order; of a tubelet its first frame."""
+        side = self.encoder.patch_size
+        frames = pixels[:, :: self.encoder.tubelet_size]  # (3, T', H, W)
+        channels, steps, height, width = frames.shape
+        boxes = frames.reshape(channels, steps, height // side, side, width // side, side)
+        return boxes.permute(1, 2, 4, 0, 3, 5).reshape(-1, channels, side, side)
+
+    @torch.no_grad()
+    def tokens(self, pixels: Pixels, layer: int = -1) -> Float[Tensor, "tokens dim"]:
+        """Features of every patch after a layer, which is ignored where there is only one."""
+        inputs = self.inputs(pixels)
+        tokens = self.encoder(inputs) if self.depth == 1 else self.encoder(inputs, layers=layer)
+        return tokens[0].float().cpu()
+
+    @torch.no_grad()
+    def attention(self, pixels: Pixels, layer: int = -1) -> Float[Tensor, "heads tokens tokens"]:
+        """Softmax attention of a layer; row i says what token i attends to.
+
+        Raises:
+            ValueError: If the network has no softmax attention.
+        """
+        return attention_maps(self.encoder, self.inputs(pixels), blocks=(layer,))[0][0].cpu()
+
+    @torch.no_grad()
+    def expect(self, pixels: Pixels, hidden: Bool[Tensor, " tokens"]) -> Expectation:
+        """Hide some tokens and predict them from all others.
+
+        Raises:
+            ValueError: If there is no predictor, or nothing or everything is hidden.
+        """
+        if self.predictor is None:
+            raise ValueError(
+                "this checkpoint has no predictor, so nothing can be predicted: choose one of a pretraining"
+            )
+        if not hidden.any() or hidden.all():
+            raise ValueError("hide some patches, and leave some: draw a box, click patches, or sample a mask")
+        inputs = self.inputs(pixels)
+        places = hidden.to(inputs.device)
+        context, targets = (~places).nonzero().T, places.nonzero().T  # (1, Nc), (1, K)
+        features = F.layer_norm(self.encoder(inputs).float(), (self.encoder.embed_dim,))[0]
+        shown = self.context_encoder(inputs, context)
+        family = 0 if hidden.float().mean() < 0.5 else 1  # V-JEPA: short masks, then long ones
+        predicted = self.predictor(shown, context, targets.unsqueeze(1), family, self.grid(pixels))[0, 0].float()
+        seen = features[targets[0]]
+        surprise, against_mean = ((p - seen).square().mean(dim=1) for p in (predicted, features.mean(dim=0)))
+        return Expectation(*(part.cpu() for part in (targets[0], predicted, seen, surprise, against_mean)))
+
+    def surprise(self, pixels: Pixels) -> Float[Tensor, " tokens"]:
+        """Surprise at every patch: each quarter of the picture is hidden once, in all frames, and predicted.
+
+        Raises:
+            ValueError: If there is no predictor, or the picture has a single row or column of patches.
+        """
+        steps, rows, columns = self.grid(pixels)
+        below, right = torch.arange(rows) >= rows // 2, torch.arange(columns) >= columns // 2
+        quarter = (2 * below.long()[:, None] + right.long()).expand(steps, -1, -1).flatten()  # (N,)
+        found = torch.zeros(len(quarter))
+        for number in quarter.unique():
+            expected = self.expect(pixels, quarter == number)
+            found[expected.targets] = expected.surprise
+        return found
+
+
+def similarity(tokens: Float[Tensor, "tokens dim"], patch: int) -> Float[Tensor, " tokens"]:
+    """Cosine similarity of every token to one of them."""
+    unit = F.normalize(tokens, dim=1)
+    return unit @ unit[patch]
+
+
+def perplexity(attention: Float[Tensor, "*batch keys"]) -> Float[Tensor, "*batch"]:
+    """exp(entropy): to how many tokens a row of attention spreads, from 1 to all."""
+    return torch.special.entr(attention).sum(dim=-1).exp()
+
+
+class Bank:
+    """Patches of many inputs with their target features, to show a feature as the patch that has the like.
+
+    Args:
+        subject: Where features come from.
+        items: The inputs.
+    """
+
+    def __init__(self, subject: Subject, items: list[Pixels]) -> None:
+        dim = subject.encoder.embed_dim
+        features = [F.layer_norm(subject.tokens(pixels), (dim,)) for pixels in items]
+        self.features = F.normalize(torch.cat(features), dim=1)  # (M, D)
+        self.patches = torch.cat([subject.patches(pixels) for pixels in items])  # (M, 3, p, p)
+        self.owner = torch.arange(len(items)).repeat_interleave(torch.tensor([len(f) for f in features]))  # (M,)
+
+    def nearest(
+        self, features: Float[Tensor, "k dim"], count: int = 1, without: int | None = None
+    ) -> UInt8[Tensor, "k count 3 side side"]:
+        """The patches whose features have the largest cosine similarity, best first.
+
+        Args:
+            features: What is looked for.
+            count: How many patches for each.
+            without: Number of an input whose own patches do not count.
+        """
+        likeness = F.normalize(features, dim=1) @ self.features.T  # (k, M)
+        if without is not None:
+            likeness = likeness.masked_fill(self.owner == without, -torch.inf)
+        return self.patches[likeness.topk(min(count, likeness.shape[1]), dim=1).indices]

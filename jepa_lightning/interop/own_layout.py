@@ -1,0 +1,90 @@
+"""One encoder out of a checkpoint of ours, without building the rest of the method."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jepa_lightning.checkpoint import CONFIG_KEY
+from jepa_lightning.interop.description import build_encoder, build_predictor
+from jepa_lightning.interop.networks import IMAGENET_MEAN, IMAGENET_STD, Branch, Networks, Preprocessing, filled
+
+NETWORK_OF: dict[Branch, str] = {"target": "target_encoder", "context": "encoder"}
+
+
+def own_networks(path: Path, content: dict[str, Any], branch: Branch, predictor: bool = False) -> Networks:
+    """One encoder of a checkpoint that `jepa fit` wrote, frozen.
+
+    Args:
+        path: The file, for messages.
+        content: What is in it.
+        branch: ``target`` is the EMA encoder, and the encoder itself in methods without one.
+        predictor: Read the predictor too, if the method has one.
+
+    Raises:
+        ValueError: If the method has no encoder of its own, or a tensor is missing, unexpected or of the wrong shape.
+    """
+    config = configuration(path, content)
+    model, state = config["model"], content["state_dict"]
+    arguments = model.get("init_args", {})
+    name = NETWORK_OF[branch]
+    if "encoder" not in arguments:
+        kind = str(model.get("class_path")).split(".")[-1]
+        raise ValueError(f"{path} holds {kind}, which has no {name}: give the checkpoint of a pretraining")
+    if branch == "target" and "momentum" in arguments and arguments["momentum"] is None:
+        name = "encoder"  # there is no EMA
+    encoder = filled(
+        path,
+        name,
+        partial(build_encoder, path, arguments["encoder"]),
+        _part(state, name),
+        _device(arguments["encoder"]),
+    )
+    read = None
+    if predictor and isinstance(arguments.get("predictor"), dict):
+        build = partial(build_predictor, path, arguments["predictor"], encoder)
+        read = filled(path, "predictor", build, _part(state, "predictor"), _device(arguments["predictor"]))
+    return Networks(encoder, branch, preprocessing_of(config.get("data") or {}, encoder.img_size), read)
+
+
+def configuration(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the training.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    try:
+        config = yaml.safe_load(content[CONFIG_KEY])
+        if not isinstance(config["model"], dict):
+            raise TypeError("model is no section")
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: the configuration in it is damaged ({type(error).__name__})") from error
+    return dict(config)
+
+
+def _part(state: dict[str, Any], network: str) -> dict[str, Any]:
+    prefix = f"{network}."
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _device(description: dict[str, Any]) -> str:
+    """Where to build: our own networks keep nothing outside of their state, others might."""
+    known = ("VisionTransformer", "Predictor")
+    return "meta" if str(description.get("class_path")).split(".")[-1] in known else "cpu"
+
+
+def preprocessing_of(data: dict[str, Any], size: tuple[int, int]) -> Preprocessing:
+    """What evaluation did in that training."""
+    arguments = data.get("init_args") or {}
+    inputs = arguments.get("inputs") or {}
+    inputs = inputs.get("init_args", inputs)
+    mean, std = arguments.get("normalization") or (inputs.get("mean"), inputs.get("std"))
+    return Preprocessing(
+        size,
+        tuple(mean or IMAGENET_MEAN),
+        tuple(std or IMAGENET_STD),
+        shorter_side=round(min(size) * 256 / 224),
+    )

@@ -1,0 +1,328 @@
+"""What probes and fine-tuning share: heads that read classes off an encoder, and an accuracy that is exact."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from jepa_lightning.distributed import gather_rows, replicate, shard, sum_over_processes, world_size
+from jepa_lightning.masking import MaskedBatch
+from jepa_lightning.methods.base import Method
+from jepa_lightning.models import Encoder
+
+UNKNOWN = -1
+"""Which sample it is, where its data set does not tell."""
+Tasks = list[tuple[str, int]]
+"""Name and number of classes of each label."""
+
+
+class Found(NamedTuple):
+    """The latest evaluation.
+
+    Attributes:
+        stage: ``val`` or ``test``.
+        accuracy: Of each head, for each label.
+        samples: On how many samples.
+    """
+
+    stage: str
+    accuracy: Float[Tensor, "heads tasks"]
+    samples: int
+
+
+class Classifier(Method):
+    """An encoder with one head or several, each with an output for each class of each label.
+
+    Subclasses say what the heads are and what they read. Inputs may be (B, K, C, T, H, W), K clips and views of each
+    video: a video's prediction is then the mean of the probabilities over what is predicted separately.
+
+    Args:
+        checkpoint: Where the encoder comes from.
+        encoder: The encoder.
+        grid: Learning rate and weight decay of each head.
+    """
+
+    label_smoothing = 0.0
+
+    def __init__(self, checkpoint: str, encoder: Encoder, grid: Sequence[tuple[float, float]]) -> None:
+        super().__init__()
+        self.checkpoint, self.encoder, self.grid = checkpoint, encoder, list(grid)
+        self.heads = nn.ModuleList()
+        self.tasks: Tasks = []
+        self.register_buffer("best", torch.tensor(0))
+        self.found: Found | None = None
+        self._rows: list[Tensor] = []
+
+    @abstractmethod
+    def new_heads(self, outputs: int) -> list[nn.Module]:
+        """A head for each point of the grid; those that are alike have the same initial weights."""
+
+    @abstractmethod
+    def tokens(self, inputs: Tensor) -> Tensor:
+        """(B, V, ...): what the heads read of each sample, V parts of it that are classified separately."""
+
+    def about(self, number: int) -> dict[str, Any]:
+        """What tells a head from the others, for tables: numbers and words by name."""
+        rate, decay = self.grid[number]
+        return {"lr": rate, "weight_decay": decay}
+
+    def name(self, number: int) -> str:
+        """What logs call a head."""
+        rate, decay = self.grid[number]
+        return f"lr{rate:g}_wd{decay:g}"
+
+    def groups(self) -> dict[tuple[str, str], list[int]]:
+        """Heads that are alternatives to each other, by protocol and encoder, for reports."""
+        return {(type(self).__name__, "trained"): list(range(len(self.heads)))}
+
+    def choose(self, accuracy: Float[Tensor, "heads tasks"]) -> None:
+        """Remember which heads were best in validation, for the test split."""
+        cast(Tensor, self.best).fill_(int(accuracy.mean(dim=1).argmax()))
+
+    def chosen(self) -> list[int]:
+        """The head that was best in validation, of each group."""
+        return [int(cast(Tensor, self.best))]
+
+    # ------------------------------------------------------------------ the networks
+
+    def configure_model(self) -> None:
+        """Build the heads, whose sizes come from the data."""
+        if not len(self.heads):
+            self._build(self._tasks_of_the_data())
+        if self.device_mesh is not None:  # FSDP2; an encoder of a billion weights is why one would want it
+            mesh = self.device_mesh["data_parallel"]
+            replicate(self.heads.parameters())
+            shard(self.encoder, mesh)  # in place
+            for head in self.heads:
+                shard(head, mesh)
+
+    def _tasks_of_the_data(self) -> Tasks:
+        data = cast(Any, self.trainer).datamodule
+        if data is None:
+            article = "an" if type(self).__name__[0] in "AEIOU" else "a"
+            raise ValueError(
+                f"{article} {type(self).__name__} takes the number of classes from a data module: give datamodule="
+            )
+        names = data.label_names
+        classes = data.classes if names else [data.classes]
+        counts = [len(of_one) for of_one in classes]
+        if min(counts) < 2:
+            raise ValueError(
+                f"a probe needs labels of two classes or more, the data have {min(counts)}: "
+                "sort the files into a folder for each class, or give a list of paths and labels"
+            )
+        return list(zip(names or ("",), counts, strict=True))
+
+    def _build(self, tasks: Tasks) -> None:
+        self.tasks = tasks
+        self.heads.extend(self.new_heads(sum(count for _, count in tasks)))
+
+    def predict_step(self, batch: MaskedBatch, batch_idx: int) -> Float[Tensor, "batch dim"]:
+        """Features: what the heads read, averaged, also over clips and views."""
+        return self.tokens(batch.inputs).flatten(1, -2).mean(dim=1)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What the outputs of a head mean, and where the encoder came from."""
+        return {"tasks": [list(task) for task in self.tasks], "checkpoint": self.checkpoint}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Known since ``load_state_dict``."""
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Heads, and whatever else is kept.
+
+        Raises:
+            ValueError: If the heads are for data with other classes.
+        """
+        if isinstance(state_dict.get("_extra_state"), dict):  # under FSDP2 the strategy has asked already
+            self.accept(state_dict)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def accept(self, state_dict: Any) -> None:
+        """Refuse heads for other data, before any of them is taken over; build them if need be."""
+        tasks = [(name, count) for name, count in state_dict["_extra_state"]["tasks"]]
+        if not len(self.heads):  # without a trainer nothing else says how many classes there are
+            self._build(tasks)
+        if tasks != self.tasks:
+            raise ValueError(
+                f"these heads were trained on the classes {_counts(tasks)}, the data have {_counts(self.tasks)}: "
+                "give the data that they were trained on"
+            )
+
+    # ------------------------------------------------------------------ steps
+
+    def training_step(self, batch: MaskedBatch, batch_idx: int) -> Tensor:
+        """Cross-entropy, summed over heads: they share no parameter, so none disturbs another."""
+        tokens, labels = self.tokens(batch.inputs), self._labels(batch)
+        # Of all processes, because gradients are averaged over them: they may lack unequal numbers of labels.
+        known = sum_over_processes((labels >= 0).sum(dim=0).float()) / world_size() * tokens.shape[1]
+        losses = torch.stack([self._loss(head(tokens.flatten(0, 1)), labels, known) for head in self.heads])
+        self.log("train/loss", losses.detach().mean(), batch_size=len(labels), sync_dist=True)
+        self.log("train/loss_of_best", losses.detach().min(), batch_size=len(labels), sync_dist=True)
+        return losses.sum()
+
+    def _loss(self, logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
+        """Summed over labels; each averaged over those of its targets that are ``known``, if there are any."""
+        parts = logits.split([count for _, count in self.tasks], dim=1)
+        targets = labels.repeat_interleave(len(logits) // len(labels), dim=0).unbind(dim=1)
+        options: dict[str, Any] = {"ignore_index": -1, "reduction": "sum", "label_smoothing": self.label_smoothing}
+        totals = [F.cross_entropy(part, target, **options) for part, target in zip(parts, targets, strict=True)]
+        return (torch.stack(totals) / known.where(known > 0, 1.0)).sum()
+
+    def _labels(self, batch: MaskedBatch) -> Tensor:
+        """(B, L), also where there is one label."""
+        labels = cast(Tensor, batch.labels)
+        return labels.unsqueeze(1) if labels.ndim == 1 else labels
+
+    def validation_step(self, batch: MaskedBatch, batch_idx: int) -> None:
+        """Note for each sample which heads are right."""
+        tokens, labels = self.tokens(batch.inputs), self._labels(batch)
+        sizes = [count for _, count in self.tasks]
+        right = []
+        for head in self.heads:
+            logits = head(tokens.flatten(0, 1)).float().split(sizes, dim=1)
+            shares = [part.softmax(dim=1).unflatten(0, tokens.shape[:2]).mean(dim=1) for part in logits]
+            right.append(torch.stack([share.argmax(dim=1) for share in shares], dim=1) == labels)
+        found = torch.stack(right, dim=1).flatten(1).long()  # (B, heads * tasks)
+        known = (labels >= 0).all(dim=1)
+        if batch.index is None:  # samples of a user's own: nothing tells copies apart
+            index = torch.full_like(labels[:, 0], UNKNOWN)
+        else:
+            index, known = batch.index, known & (batch.index >= 0)  # not a file that could not be decoded
+        self._rows.append(torch.cat([index.unsqueeze(1), found], dim=1)[known])
+
+    def test_step(self, batch: MaskedBatch, batch_idx: int) -> None:
+        """The same."""
+        self.validation_step(batch, batch_idx)
+
+    # ------------------------------------------------------------------ accuracy
+
+    def on_validation_epoch_end(self) -> None:
+        """Accuracy of every head; the best ones are remembered for the test split."""
+        found = self._evaluated("val")
+        if found is not None and not self.trainer.sanity_checking:
+            self.choose(found.accuracy)
+            self._report(found)
+
+    def on_test_epoch_end(self) -> None:
+        """Accuracy of the heads that were best in validation."""
+        found = self._evaluated("test")
+        if found is not None:
+            self._report(found)
+
+    def on_validation_end(self) -> None:
+        """Show the heads, in `jepa validate`."""
+        if self.trainer.state.fn != "fit":
+            self._show()
+
+    def on_test_end(self) -> None:
+        """The same."""
+        self._show()
+
+    def on_train_end(self) -> None:
+        """Show how good the heads were in the last validation."""
+        self._show()
+
+    def _evaluated(self, stage: str) -> Found | None:
+        """Share of samples that each head has right, every sample counted once (processes may hold copies)."""
+        none = torch.empty(0, 1 + len(self.heads) * len(self.tasks), dtype=torch.long, device=self.device)
+        rows = gather_rows(torch.cat([none, *self._rows]))  # all processes, also one without a batch
+        self._rows.clear()
+        if not len(rows):
+            rank_zero_warn("no sample of this split has a label: there is no accuracy")
+            return None
+        rows = rows[rows[:, 0].argsort(stable=True)]
+        first = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        first[1:] = (rows[1:, 0] != rows[:-1, 0]) | (rows[1:, 0] == UNKNOWN)
+        accuracy = rows[first, 1:].float().mean(dim=0).unflatten(0, (len(self.heads), len(self.tasks)))
+        return Found(stage, accuracy, int(first.sum()))
+
+    def _report(self, found: Found) -> None:
+        stage, accuracy, best = found.stage, found.accuracy, int(cast(Tensor, self.best))
+        values = {f"{stage}/top1": accuracy[best].mean()}
+        if len(self.tasks) > 1:
+            values |= {f"{stage}/top1_{name}": accuracy[best, task] for task, (name, _) in enumerate(self.tasks)}
+        if len(self.heads) > 1:
+            values |= {f"{stage}_heads/{self.name(n)}": row.mean() for n, row in enumerate(accuracy)}
+        self.log_dict(values, sync_dist=True)  # the same in every process
+        self.found = found
+
+    def results(self) -> list[dict[str, Any]]:
+        """Accuracy of the chosen head of each group for each label, as a report has it; empty before an evaluation."""
+        if self.found is None:
+            return []
+        rows = []
+        for (protocol, encoder), head in zip(self.groups(), self.chosen(), strict=True):
+            for (label, _), value in zip(self.tasks, self.found.accuracy[head].tolist(), strict=True):
+                row = {"protocol": protocol, "label": label, "encoder": encoder, "values": (value,)}
+                rows.append({**row, "samples": self.found.samples, "chosen": self.about(head)})
+        return rows
+
+    def sentences(self) -> list[str]:
+        """How the results were made, for a report."""
+        if self.found is None or self.found.stage == "val":
+            choice = "the validation split, on which the best head was chosen too, as the papers do"
+        else:
+            choice = "the test split; the heads are those that were best on the validation split"
+        return [f"Reported: {choice}. {len(self.heads)} heads, every sample counted once."]
+
+    def _show(self) -> None:
+        """Print the accuracy of the heads, and write it beside the logs."""
+        trainer = cast(Any, self.trainer)
+        folder = trainer.log_dir  # every process asks, because Lightning broadcasts the answer
+        if self.found is None or not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        heads = [self._with_accuracy(number, row) for number, row in enumerate(self.found.accuracy.tolist())]
+        untrained = trainer.ckpt_path is None and self.global_step == 0
+        note = "\nThese heads are untrained: give --ckpt_path." if untrained else ""
+        print(f"\n\n{self._table(heads)}\n{note}")  # noqa: T201  # what was asked for
+        if folder is not None:
+            path = Path(folder) / ("heads_validation.json" if self.found.stage == "val" else "heads_test.json")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = {
+                "encoder": self.checkpoint,
+                "checkpoint": str(trainer.ckpt_path or ""),
+                "step": self.global_step or None,  # unknown outside of training
+                "best": int(cast(Tensor, self.best)),
+                "heads": heads,
+            }
+            path.write_text(json.dumps(content, indent=2) + "\n")
+            print(f"written to {path}")  # noqa: T201
+
+    def _with_accuracy(self, number: int, row: list[float]) -> dict[str, Any]:
+        accuracy = {"top1": sum(row) / len(row)}
+        if len(self.tasks) > 1:
+            accuracy |= {f"top1_{name}": value for (name, _), value in zip(self.tasks, row, strict=True)}
+        return {**self.about(number), **accuracy}
+
+    def _table(self, heads: Sequence[dict[str, Any]]) -> str:
+        """Plain text, one row for each head; where there are groups, for the chosen one of each."""
+        shown = list(range(len(heads))) if len(self.groups()) == 1 else self.chosen()
+        best = shown.index(int(cast(Tensor, self.best)))
+        rows = [[name.replace("top1", "top-1").replace("_", " ") for name in heads[0]]]
+        rows += [[_cell(name, value) for name, value in heads[number].items()] for number in shown]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        lines[1 + best] += "  best in validation"
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _counts(tasks: Tasks) -> str:
+    return ", ".join(f"{name} {count}".strip() for name, count in tasks)
+
+
+def _cell(name: str, value: Any) -> str:
+    if name.startswith("top1"):
+        return f"{100 * value:.1f} %"
+    return f"{value:g}" if isinstance(value, float) else str(value)

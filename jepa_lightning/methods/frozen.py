@@ -1,0 +1,155 @@
+"""Heads on an encoder that does not change: a grid of them learns side by side from one pass."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from jepa_lightning.methods.classifier import Classifier
+from jepa_lightning.models import Encoder
+from jepa_lightning.schedules import Constant, Schedule, WarmupCosine
+
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+
+
+class FrozenProbe(Classifier):
+    """Heads on a frozen encoder, each with its own learning rate, weight decay, moments and gradient clipping.
+
+    So each learns what it would learn alone. A checkpoint holds the heads; the encoder stays in the file that it came
+    from.
+
+    Args:
+        checkpoint: Where the encoder comes from.
+        encoder: The encoder, frozen.
+        grid: Learning rate and weight decay of each head.
+        lr_schedule: By what the learning rates are multiplied, step by step.
+        weight_decay_schedule: By what the weight decays are multiplied.
+        optimizer: Makes the optimizer of groups of parameters; null for AdamW.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        encoder: Encoder,
+        grid: Sequence[tuple[float, float]],
+        lr_schedule: Schedule | None = None,
+        weight_decay_schedule: Schedule | None = None,
+        optimizer: OptimizerFactory | None = None,
+    ) -> None:
+        super().__init__(checkpoint, encoder, grid)
+        self._fingerprint = _fingerprint(self.encoder)
+        self.lr_schedule = lr_schedule or WarmupCosine(start=1.0, peak=1.0, final=0.0)
+        self.weight_decay_schedule = weight_decay_schedule or Constant(1.0)
+        self.optimizer = optimizer or partial(AdamW, lr=0.0)
+        self.strict_loading = False  # a checkpoint holds no encoder; that no head is missing is checked below
+
+    @property
+    def title(self) -> str:
+        """What tables call its encoder."""
+        return f"frozen encoder of {Path(self.checkpoint).name}"
+
+    # ------------------------------------------------------------------ optimisation
+
+    def configure_optimizers(self) -> Optimizer:
+        """Two groups for each head: matrices, which are decayed, and vectors."""
+        groups: list[dict[str, Any]] = []
+        for head in self.heads:
+            parameters = list(head.parameters())
+            groups.append({"params": [p for p in parameters if p.ndim > 1], "decay": True})
+            groups.append({"params": [p for p in parameters if p.ndim <= 1], "decay": False})
+        return self.optimizer(groups)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set every head's learning rate and weight decay from the step number."""
+        arguments = self.progress()
+        lr_factor, decay_factor = self.lr_schedule(*arguments), self.weight_decay_schedule(*arguments)
+        groups = cast(Optimizer, self.optimizers(use_pl_optimizer=False)).param_groups
+        for number, group in enumerate(groups):  # two for each head
+            rate, decay = self.grid[number // 2]
+            group["lr"], group["weight_decay"] = lr_factor * rate, decay_factor * decay * group["decay"]
+        self.log("schedule/lr_factor", lr_factor, batch_size=1)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """`trainer.gradient_clip_val` for each head by itself."""
+        if gradient_clip_algorithm == "value":  # each element by itself already
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        for head in self.heads if gradient_clip_val else ():
+            torch.nn.utils.clip_grad_norm_(head.parameters(), cast(float, gradient_clip_val))
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def settings(self) -> str:
+        """What a checkpoint with other heads is told to give."""
+        return f"lr and weight_decay make {len(self.heads)}: give the lr and weight_decay"
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """The heads; the frozen encoder stays in the file that it came from."""
+        state = cast(dict[str, Any], super().state_dict(*args, **kwargs))
+        return {name: tensor for name, tensor in state.items() if not self._is_frozen(name)}
+
+    @staticmethod
+    def _is_frozen(name: str) -> bool:
+        return name.split(".")[0] in ("encoder", "untrained")
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What the outputs of a head mean, and of which encoder its inputs are."""
+        return {**super().get_extra_state(), "encoder": self._fingerprint}
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Heads from the file, beside the encoder that is there; ``strict`` or not, all of them must be in it.
+
+        Raises:
+            ValueError: If the heads are for another encoder, or for data with other classes.
+        """
+        frozen = {name: tensor for name, tensor in super().state_dict().items() if self._is_frozen(name)}
+        return super().load_state_dict({**frozen, **state_dict}, strict=True, assign=assign)
+
+    def accept(self, state_dict: Any) -> None:
+        """Refuse heads for another encoder or other data, before any of them is taken over; build them if need be."""
+        about = state_dict["_extra_state"]
+        if about["encoder"] != self._fingerprint:
+            raise ValueError(
+                f"these heads were not trained on the encoder of {self.checkpoint}: give the one that they were "
+                f"trained on, --model.checkpoint {about['checkpoint']}"
+            )
+        super().accept(state_dict)
+        names, mine = (
+            {name for name in state if name.startswith("heads.")} for state in (state_dict, self.state_dict())
+        )
+        if names != mine:
+            there = len({name.split(".")[1] for name in names})
+            raise ValueError(f"the checkpoint has {there} heads, {self.settings()} that they were trained with")
+
+
+def grid_of(lr: Sequence[float], weight_decay: Sequence[float]) -> list[tuple[float, float]]:
+    """Every pair of a learning rate and a weight decay.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    grid = [(rate, decay) for rate in lr for decay in weight_decay]
+    if not grid:
+        raise ValueError(f"lr {list(lr)} and weight_decay {list(weight_decay)} make no head: give one of each")
+    return grid
+
+
+def _fingerprint(encoder: nn.Module) -> str:
+    """Of a few numbers of each tensor: tells one trained encoder from another."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in encoder.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten()[:64].float().cpu().numpy().tobytes())
+    return digest.hexdigest()

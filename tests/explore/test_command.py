@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dash import Dash
+
+from jepa_lightning.cli import main
+from jepa_lightning.data import ImageDataModule, VideoDataModule
+from jepa_lightning.explore.command import data_for, open_subject, sampler
+from jepa_lightning.models import VisionTransformer
+
+SMALL = [
+    "--config=ijepa.yaml", "--trainer.max_steps=1", "--data.num_workers=0", "--probe.every_n_epochs=0",
+    "--pictures.every_n_epochs=0", "--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(["fit", *SMALL])
+    (found,) = folder.rglob("last.ckpt")
+    return found
+
+
+def test_the_command_serves_a_page_about_a_checkpoint(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served: dict[str, Any] = {}
+    monkeypatch.setattr(Dash, "run", lambda app, **options: served.update(app=app, **options))
+    main(["explore", "--ckpt_path", str(trained), "--samples", "5", "--port", "8123"])
+    assert (served["host"], served["port"], served["debug"]) == ("127.0.0.1", 8123, False)
+    layout = (
+        served["app"].server.test_client().get("/_dash-layout", headers={"Host": "localhost"}).get_data(as_text=True)
+    )
+    assert "VisionTransformer, 4 layers, 5 samples" in layout
+
+
+def test_both_encoders_and_the_predictor_of_a_training_are_opened(trained: Path) -> None:
+    subject, config = open_subject(trained)
+    state = torch.load(trained, weights_only=True)["state_dict"]
+    for network, part in ((subject.encoder, "target_encoder"), (subject.context_encoder, "encoder")):
+        for name, tensor in network.state_dict().items():
+            assert torch.equal(tensor, state[f"{part}.{name}"])
+    assert subject.predictor is not None
+    assert config is not None
+    data = data_for(subject.encoder, config, None, None)
+    masks = sampler(data)
+    assert masks is not None
+    assert masks.sample(1)[0].targets.max() < 64
+
+
+def test_a_file_of_meta_is_shown_with_the_embedded_data(golden_checkpoint: Path) -> None:
+    subject, config = open_subject(golden_checkpoint, num_heads=4)
+    assert config is None
+    assert subject.context_encoder is not subject.encoder
+    assert type(data_for(subject.encoder, None, None, None)) is ImageDataModule
+
+
+def test_folders_and_configurations_replace_the_data_of_the_training(
+    tiny_encoder: Callable[..., VisionTransformer], image_folder: Path
+) -> None:
+    data = data_for(tiny_encoder(), {"data": {"class_path": "VideoDataModule"}}, None, str(image_folder))
+    assert type(data) is ImageDataModule
+    assert data.size() == (32, 32)
+    assert len(data.probe_dataloader("val", 3).dataset) == 3
+    assert type(data_for(tiny_encoder(num_frames=4, tubelet_size=2), None, "vjepa.yaml", None)) is VideoDataModule
+
+
+def test_a_missing_checkpoint_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"jepa: FileNotFoundError: .*nowhere\.ckpt"):
+        main(["explore", "--ckpt_path", "nowhere.ckpt"])

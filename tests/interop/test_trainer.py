@@ -1,0 +1,177 @@
+"""Checkpoints of others on the command line, wherever one of ours may be given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from jsonargparse import Namespace
+from safetensors.torch import load_file
+
+import jepa_lightning as jl
+from jepa_lightning.checkpoint import AtomicCheckpointIO, build
+from jepa_lightning.cli import main
+from jepa_lightning.interop.huggingface_writer import write_huggingface
+from jepa_lightning.interop.meta_probes import MetaProbeIO
+from jepa_lightning.interop.meta_training import MetaCheckpointIO
+from jepa_lightning.interop.networks import Networks
+from jepa_lightning.interop.trainer import adopt, checkpoint_io
+from jepa_lightning.models.pooling import AttentiveClassifier
+
+SIZES = {"img_size": 32, "patch_size": 16, "embed_dim": 192, "depth": 1, "num_heads": 3}  # a published width
+TINY = [
+    "--config=ijepa.yaml", "--data.masks.min_keep=1", "--data.batch_size=4", "--data.num_workers=0",
+    *(f"--model.encoder.{name}={value}" for name, value in SIZES.items()), "--model.encoder.mlp_ratio=0.5",
+    "--model.predictor.embed_dim=12", "--model.predictor.depth=1", "--model.predictor.num_heads=3",
+    "--model.predictor.mlp_ratio=0.5", "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1",
+    "--pictures.every_n_epochs=0", "--probe.every_n_epochs=0",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def networks(image_source: Any) -> Networks:
+    found: Networks = image_source(True, **{**SIZES, "mlp_ratio": 0.5}).networks
+    return found
+
+
+@pytest.fixture
+def folder(networks: Networks) -> str:
+    Path("model").mkdir()
+    write_huggingface(networks._replace(predictor=None), Path("model"))
+    return "model"
+
+
+@pytest.fixture
+def meta(networks: Networks) -> str:
+    state = {f"module.{name}": tensor for name, tensor in networks.encoder.state_dict().items()}
+    predictor = {f"module.{k}": v for k, v in networks.predictor.state_dict().items()}  # type: ignore[union-attr]
+    torch.save({"encoder": state, "target_encoder": state, "predictor": predictor, "epoch": 3}, "meta.pth.tar")
+    return "meta.pth.tar"
+
+
+def failing(*arguments: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    return str(stop.value.code)
+
+
+def test_validate_probes_the_encoder_of_a_file_of_metas(
+    meta: str, image_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    main(
+        [
+            "validate",
+            "--config=ijepa.yaml",
+            "--data.num_workers=0",
+            f"--data.root={image_folder}",
+            f"--ckpt_path={meta}",
+        ]
+    )
+    assert "linear probe top-1 (%)" in capfd.readouterr().out
+    written = json.loads(Path("runs/ijepa/version_0/validation.json").read_text())
+    assert set(written["scores"][meta]) == {"linear_top1", "knn_top1", "rankme"}
+    config = yaml.safe_load(Path("runs/ijepa/version_0/config.yaml").read_text())
+    assert config["model"]["class_path"].endswith("PretrainedEncoder")
+    assert config["model"]["init_args"]["checkpoint"] == meta
+
+
+def test_predict_writes_the_features_of_the_encoder_of_a_folder(folder: str, image_folder: Path) -> None:
+    options = [
+        "--config=ijepa.yaml",
+        "--data.num_workers=0",
+        f"--data.root={image_folder}",
+        "--features.output=f.safetensors",
+    ]
+    main(["predict", *options, f"--ckpt_path={folder}", "--maps.count=0"])
+    found = load_file("f.safetensors")
+    encoder = jl.load_encoder(folder)
+    names = sorted(image_folder.rglob("*.jpg"))
+    expected = torch.stack([encoder.preprocess(name) for name in names[:3]])
+    torch.testing.assert_close(found["features"][:3], encoder(expected).mean(dim=1), rtol=1e-4, atol=1e-5)
+    assert len(found["features"]) == len(names)
+
+
+def test_a_new_training_starts_from_an_encoder_alone(
+    folder: str, image_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = [*TINY, f"--data.root={image_folder}", "--trainer.max_steps=1", "--model.lr.peak=0", "--model.lr.start=0"]
+    with caplog.at_level("INFO"):
+        main(["fit", *options, "--model.lr.final=0", "--model.init_from", folder])
+    assert "--init_from model holds one encoder, the start of all; anew start: predictor" in caplog.text
+    encoder = jl.load_encoder("runs/ijepa/version_0/checkpoints/last.ckpt")
+    for name, tensor in jl.load_encoder(folder).state_dict().items():
+        torch.testing.assert_close(encoder.state_dict()[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_fit_goes_on_with_a_training_of_metas(
+    image_folder: Path, as_meta_writes_it: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = [*TINY, f"--data.root={image_folder}"]
+    with pytest.raises(SystemExit):
+        main(["fit", *options, "--print_config"])
+    module: Any = build(yaml.safe_load(capfd.readouterr().out)["model"])
+    optimizer = module.configure_optimizers()
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        optimizer.state[parameter] = {"step": torch.tensor(8.0)} | {
+            name: torch.rand_like(parameter) for name in ("exp_avg", "exp_avg_sq")
+        }
+    as_meta_writes_it(module, optimizer, Path("meta.pth.tar"), 1)
+    main(["fit", *options, "--ckpt_path=meta.pth.tar"])
+    content = torch.load("runs/ijepa/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert (content["epoch"], content["global_step"]) == (1, 16)
+    assert {float(state["step"]) for state in content["optimizer_states"][0]["state"].values()} == {16.0}
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_what_cannot_be_done_with_a_checkpoint_is_said_in_one_line(
+    command: str, folder: str, meta: str, image_folder: Path
+) -> None:
+    options = [*TINY, f"--data.root={image_folder}"]
+    torch.save({"classifier": AttentiveClassifier(8, 2, 1).state_dict()}, "probe.pt")
+    probing = ["--config=attentive_probe.yaml", f"--model.checkpoint={meta}"]
+    assert "probe.pt holds attentive probes: give --config attentive_probe.yaml" in failing(
+        command, *options, "--ckpt_path=probe.pt"
+    )
+    assert f"{meta} (checkpoint in Meta's layout) holds no heads of a probe: give the encoder as --model." in failing(
+        command, *probing, f"--ckpt_path={meta}"
+    )
+    if command == "fit":
+        assert "model (folder in Hugging Face's layout) has no training to go on with: start a new one" in failing(
+            command, *options, f"--ckpt_path={folder}"
+        )
+        assert "has no training to go on with (finished epochs: 3, optimizer: 0 parameters): start a new" in failing(
+            command, *options, f"--ckpt_path={meta}"
+        )
+
+
+def section(kind: str, **arguments: Any) -> Namespace:
+    model = Namespace(class_path=f"jepa_lightning.methods.{kind}", init_args=Namespace(arguments))
+    return Namespace(model=model, ckpt_path="x")
+
+
+def test_the_model_of_the_file_takes_the_place_of_that_of_the_configuration(meta: str) -> None:
+    config = section("IJEPA")
+    adopt(config, meta, fitting=False)
+    assert config.model.class_path == "jepa_lightning.methods.pretrained.PretrainedEncoder"
+    assert config.model.init_args.checkpoint == meta
+    assert config.ckpt_path is None
+
+
+def test_each_layout_has_its_reader(meta: str, golden_checkpoint: Path) -> None:
+    torch.save({"classifier": AttentiveClassifier(192, 2, 4).state_dict()}, "probe.pt")
+    jepa = jl.load_meta(golden_checkpoint, num_heads=4)
+    probe = jl.AttentiveProbe(str(golden_checkpoint), overrides={"num_heads": 4})
+    assert type(checkpoint_io(jepa, meta)) is MetaCheckpointIO
+    assert type(checkpoint_io(probe, "probe.pt")) is MetaProbeIO
+    torch.save({"state_dict": {}, "jepa_config": "model: {}"}, "ours.ckpt")
+    assert type(checkpoint_io(jepa, "ours.ckpt")) is AtomicCheckpointIO
