@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,17 @@ TrainerFactory = Callable[..., Trainer]
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other, for minutes on a busy machine
+
+
+@pytest.fixture(autouse=True)
+def no_trace_of_processes() -> Iterator[None]:
+    """What a strategy tells its processes stays in the environment, and a later pair would take it for its own."""
+    names = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "WORLD_SIZE")
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    yield
+    for name in set(names) & set(os.environ):
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)
