@@ -137,7 +137,7 @@ def encoder_file(path: Path) -> str:
 def probe_run(devices: int, strategy: str, out: Path, encoder: str) -> list[dict[str, Any]]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(SCRIPT.with_name("distributed_probe.py")), str(devices), strategy, str(out), encoder]
-    result = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, cwd=out, env=environment, check=False, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("best in validation") == 2  # once for fit and once for validate, in one process
     return [torch.load(out / f"{strategy}-{rank}.pt") for rank in range(devices)]

@@ -17,6 +17,11 @@ PARITY = Parity("timm 1.0", [Comparison("tokens", "images", (2, 4, 24), 3e-7, 4.
 CONFIG = {"seed_everything": 3, "model": {"class_path": "IJEPA"}, "data": {"class_path": "X"}, "trainer": {"secret": 1}}
 
 
+@pytest.fixture(autouse=True)
+def nothing_beside_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the checkpoint of these sources has no folder
+
+
 def card(source: Source, folder: Path, to: str = "timm") -> str:
     write_card(source, formats()[to], PARITY, folder)
     return (folder / "README.md").read_text()
