@@ -190,7 +190,8 @@ class Reader:
         report = self._features(encode, self.chosen.split, title)
         compared = self._features(encode, "val", title) if self.chosen.split == "test" else None
         if train is None or report is None:
-            raise FileNotFoundError(f"the data have no {self.chosen.split} split to report on: give one")
+            self.data.dataset(self.chosen.split, augment=False)  # says better what is missing
+            raise FileNotFoundError(f"the data have no sample of the {self.chosen.split} split to report on: give some")
         self.chosen_on_val = compared is not None
         self.seconds += time.monotonic() - begun
         return split_features(train, report, compared)
@@ -236,7 +237,7 @@ def _data_section(arguments: Sequence[str], path: str) -> dict[str, Any] | None:
     if given := option_values(arguments, "--config"):
         return dict(yaml.safe_load(Path(find_config(given[-1])).read_text())["data"])
     config = checkpoint.stored_config(path)
-    if config is not None:
+    if config is not None and config.get("data"):
         return dict(config["data"])
     if not option_values(arguments, "--data"):
         raise ValueError(

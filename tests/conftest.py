@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning import Trainer
+from lightning import __version__ as lightning_version
 from PIL import Image
 from safetensors.torch import load_file
 
+from jepa_lightning.callbacks.config import CONFIG_KEY
+from jepa_lightning.checkpoint import AtomicCheckpointIO, build
 from jepa_lightning.masking import MaskedBatch, MultiBlock
 from jepa_lightning.methods import IJEPA
 from jepa_lightning.models import Predictor, VisionTransformer
@@ -28,6 +32,7 @@ EncoderFactory = Callable[..., VisionTransformer]
 IJEPAFactory = Callable[..., IJEPA]
 BatchFactory = Callable[..., MaskedBatch]
 TrainerFactory = Callable[..., Trainer]
+CheckpointFactory = Callable[..., str]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -122,3 +127,28 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = torch.randint(256, (40, 40, 3), generator=generator, dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).save(folder / f"{number}.jpg")
     return root
+
+
+@pytest.fixture(scope="session")
+def save_checkpoint() -> CheckpointFactory:
+    """Writes a checkpoint as `jepa fit` leaves it, trained by chance: the target encoder differs from the encoder."""
+
+    def save(path: Path, method: str = "IJEPA", seed: int = 5, **encoder: Any) -> str:
+        schedule = {"class_path": "jepa_lightning.schedules.Constant", "init_args": {"value": 0.5}}
+        sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "init_std": None}
+        arguments: dict[str, Any] = dict.fromkeys(("lr", "weight_decay", "momentum"), schedule)
+        arguments["encoder"] = {"class_path": "jepa_lightning.VisionTransformer", "init_args": {**sizes, **encoder}}
+        narrow = {"embed_dim": 12, "depth": 1, "num_heads": 2}
+        arguments["predictor"] = {"class_path": "jepa_lightning.Predictor", "init_args": narrow}
+        config = {"class_path": f"jepa_lightning.{method}", "init_args": arguments}
+        torch.manual_seed(seed)
+        module: Any = build(config)
+        for parameter in module.target_encoder.parameters():
+            parameter.data += 0.3 * torch.randn_like(parameter)
+        data = {"class_path": "jepa_lightning.data.ImageDataModule", "init_args": {"masks": None}}
+        text = yaml.safe_dump({"seed_everything": seed, "model": config, "data": data, "trainer": {}})
+        content = {"state_dict": module.state_dict(), CONFIG_KEY: text, "pytorch-lightning_version": lightning_version}
+        AtomicCheckpointIO().save_checkpoint(content, path)
+        return str(path)
+
+    return save

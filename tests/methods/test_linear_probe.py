@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 import jepa_lightning as jl
 from jepa_lightning.callbacks.config import CONFIG_KEY
-from jepa_lightning.checkpoint import AtomicCheckpointIO, build
+from jepa_lightning.checkpoint import build, read
 from jepa_lightning.lars import LARS
 from jepa_lightning.masking import MaskedBatch
 from jepa_lightning.methods import LinearProbe
@@ -24,40 +24,19 @@ from jepa_lightning.models.average_pool import PIXEL_FEATURES, AveragePool, raw_
 from jepa_lightning.schedules import Constant, StepDecay
 
 TrainerFactory = Callable[..., Trainer]
+CheckpointFactory = Callable[..., str]
 CLASSES = ["a", "b", "c"]
 pytestmark = pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")
 
 
-def pretraining(encoder: dict[str, Any], method: str = "IJEPA") -> dict[str, Any]:
-    schedule = {"class_path": "jepa_lightning.schedules.Constant", "init_args": {"value": 0.5}}
-    sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "init_std": None}
-    arguments = dict.fromkeys(("lr", "weight_decay", "momentum"), schedule)
-    arguments["encoder"] = {"class_path": "jepa_lightning.VisionTransformer", "init_args": {**sizes, **encoder}}
-    narrow = {"embed_dim": 12, "depth": 1, "num_heads": 2}
-    arguments["predictor"] = {"class_path": "jepa_lightning.Predictor", "init_args": narrow}
-    return {"class_path": f"jepa_lightning.{method}", "init_args": arguments}
-
-
-def save(path: Path, config: dict[str, Any]) -> str:
-    """A checkpoint as `jepa fit` leaves it, trained by chance."""
-    torch.manual_seed(5)
-    module: Any = build(config)
-    for parameter in module.target_encoder.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    text = yaml.safe_dump({"seed_everything": 5, "model": config})
-    AtomicCheckpointIO().save_checkpoint({"state_dict": module.state_dict(), CONFIG_KEY: text}, path)
-    return str(path)
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, save_checkpoint: CheckpointFactory) -> str:
+    return save_checkpoint(tmp_path_factory.mktemp("images") / "a.ckpt")
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save(tmp_path_factory.mktemp("images") / "a.ckpt", pretraining({}))
-
-
-@pytest.fixture(scope="module")
-def video_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    config = pretraining({"num_frames": 4, "tubelet_size": 2}, "VJEPA")
-    return save(tmp_path_factory.mktemp("clips") / "v.ckpt", config)
+def video_checkpoint(tmp_path_factory: pytest.TempPathFactory, save_checkpoint: CheckpointFactory) -> str:
+    return save_checkpoint(tmp_path_factory.mktemp("clips") / "v.ckpt", "VJEPA", num_frames=4, tubelet_size=2)
 
 
 class Batches(LightningDataModule):
@@ -195,7 +174,7 @@ def test_heads_read_the_features_that_their_names_say(checkpoint: str) -> None:
 
 def test_the_untrained_encoder_is_that_of_the_seed(checkpoint: str) -> None:
     torch.manual_seed(5)
-    fresh = build(pretraining({})).encoder
+    fresh = build(yaml.safe_load(read(checkpoint)[CONFIG_KEY])["model"]).encoder
     torch.rand(3)
     module = probe(checkpoint)
     for name, tensor in fresh.state_dict().items():
