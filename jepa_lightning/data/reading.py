@@ -106,7 +106,8 @@ class ReadingDataset(Dataset[Sample], ABC):
                 reason = f"{self.listing.name(chosen)} ({type(error).__name__}: {error})"
                 continue
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seeded("crop", *key).initial_seed())
+                # Not torch.manual_seed: it also seeds accelerators, which nothing restores, and takes a stack trace.
+                torch.default_generator.manual_seed(seeded("crop", *key).initial_seed())
                 return _sample(self.view(content), self.listing.labels[chosen], chosen, epoch, step, turn)
         raise ValueError(f"none of the {len(self)} samples could be decoded, the last: {reason}")
 
