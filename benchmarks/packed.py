@@ -7,7 +7,8 @@ compare is the time for each token processed: all tokens that the three networks
 The second table compares ways to run two Transformer blocks on such contexts, as wide as ViT-S/16 and as
 configs/ijepa.yaml:
 
-- packed: what this package does, a list of tokens that is padded inside attention only
+- packed: what this package does on a CPU, a list of tokens sorted by length, attention for all sequences of one length
+- padded in attention: what it does elsewhere, a list of tokens that is padded inside attention only
 - padded: padding everywhere, attention does not attend to it
 - one sequence: the list as one sequence, in which attention stays within samples
 - one by one: a loop over samples
@@ -136,6 +137,7 @@ class Everywhere(NamedTuple):
     """In place of Packing: what is given is the table already."""
 
     keep: Tensor
+    runs: tuple[tuple[int, int], ...] = ()
 
     def pad(self, x: Tensor) -> Tensor:
         """Nothing to do."""
@@ -158,9 +160,16 @@ def ways(dim: int, num_heads: int, batch_size: int, rounds: int) -> dict[str, Ro
     lists = [i.pack(table) for i, table in zip(index, tables, strict=True)]
 
     def run(x: Tensor, packing: Any = None) -> Tensor:
-        return options.run(blocks, x.detach().requires_grad_(), None, (), packing)[0]
+        x = x.detach().requires_grad_()
+        for block in blocks:
+            x = block(x, None, packing)
+        return x
 
     def packed(n: int) -> None:
+        packing, x = Packing.of(index[n].places, *index[n].indices.shape), lists[n][None].detach().requires_grad_()
+        options.run(blocks, x, packing=packing)[0].sum().backward()
+
+    def in_attention(n: int) -> None:
         run(lists[n][None], Packing.of(index[n].places, *index[n].indices.shape)).sum().backward()
 
     def everywhere(n: int) -> None:
@@ -190,8 +199,11 @@ def ways(dim: int, num_heads: int, batch_size: int, rounds: int) -> dict[str, Ro
     def cut(n: int) -> None:
         run(tables[n][:, : min(lengths[n])]).sum().backward()
 
-    whole = {"packed": packed, "padded": everywhere, "one sequence": one_sequence, "one by one": one_by_one}
-    rows = {name: Row(step, lambda n: sum(lengths[n])) for name, step in {**whole, "nested": nested}.items()}
+    whole = {
+        "packed": packed, "padded in attention": in_attention, "padded": everywhere, "one sequence": one_sequence,
+        "one by one": one_by_one, "nested": nested,
+    }  # fmt: skip
+    rows = {name: Row(step, lambda n: sum(lengths[n])) for name, step in whole.items()}
     return {"cut": Row(cut, lambda n: batch_size * min(lengths[n])), **rows}
 
 

@@ -12,10 +12,10 @@ from lightning import Callback, LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from jepa_lightning.data import Folder, ImageDataModule
-from jepa_lightning.losses import SIGReg
+from jepa_lightning.losses import SIGReg, VarianceCovariance
 from jepa_lightning.masking import MaskedBatch, MultiBlock, MultiBlock3D, TokenMasks
 from jepa_lightning.methods import IJEPA, JEPA, VJEPA, LeJEPA, SaccadeJEPA
-from jepa_lightning.models import AffineMLP, ConvNeXt, Predictor, Projector, RoPE, VisionTransformer
+from jepa_lightning.models import AffineMLP, ConvNeXt, EnergyBlocks, Predictor, Projector, RoPE, VisionTransformer
 from jepa_lightning.schedules import Constant, Linear
 from jepa_lightning.strategies import FSDP2Strategy
 
@@ -25,8 +25,16 @@ BATCH, STEPS = 8, 3
 def module(method: str) -> JEPA:
     torch.manual_seed(0)
     schedules = (Constant(1e-3), Constant(0.1), Linear(0.5, 1.0))
-    if method == "ijepa":
-        return IJEPA(VisionTransformer(32, 8, 3, 32, 2, 2), partial(Predictor, embed_dim=16, depth=1), *schedules)
+    if method in ("ijepa", "cjepa", "ijepa_sigreg", "energy"):
+        blocks = EnergyBlocks() if method == "energy" else None
+        networks = (
+            VisionTransformer(32, 8, 3, 32, 2, 2, init_std=None, blocks=blocks),
+            partial(Predictor, embed_dim=16, depth=1, init_std=None, blocks=blocks),
+        )
+        if method == "ijepa_sigreg":
+            sigreg = SIGReg(num_slices=16)
+            return IJEPA(*networks, *schedules[:2], None, regularizer=sigreg, stop_gradient=False)
+        return IJEPA(*networks, *schedules, regularizer=VarianceCovariance(0.5, 0.25) if method == "cjepa" else None)
     if method == "lejepa":
         projector = partial(Projector, hidden_dim=16, out_dim=8)
         return LeJEPA(VisionTransformer(32, 8, 3, 32, 2, 2), projector, *schedules[:2], sigreg=SIGReg(num_slices=16))
@@ -58,7 +66,11 @@ class Batches(Dataset[MaskedBatch]):
         inputs = torch.randn(BATCH, 3, *size, generator=generator)
         if self.method == "saccade":
             return MaskedBatch(inputs[self.part], (), index=torch.arange(BATCH)[self.part])
-        sampler = MultiBlock3D((2, 4, 4)) if self.method == "vjepa" else MultiBlock(4, min_keep=2)
+        sampler = (
+            MultiBlock3D((2, 4, 4))
+            if self.method == "vjepa"
+            else MultiBlock(4, min_keep=2, per_sample=self.method == "energy")
+        )
         families = sampler.sample(BATCH, generator)
         masks = tuple(TokenMasks(family.context[self.part], family.targets[self.part]) for family in families)
         return MaskedBatch(inputs[self.part], masks)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -40,18 +40,32 @@ class Attention(nn.Module):
 
         Args:
             x: A batch of sequences of one length, or a packed list of tokens, (1, total, D).
-            rotation: How queries and keys are rotated; with packing that of the padded table.
+            rotation: How queries and keys are rotated; with packing that of the padded table, or of the sorted list.
             packing: Which sequences the list holds.
         """
-        qkv = self.qkv(x) if packing is None else packing.pad(self.qkv(x))
-        batch, tokens, dim = qkv.shape[0], qkv.shape[1], x.shape[2]
-        qkv = qkv.reshape(batch, tokens, 3, self.num_heads, dim // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, head_dim)
+        qkv = self.qkv(x)
+        if packing is None:
+            return self.proj(self._mixed(qkv, rotation))
+        if not packing.runs:
+            return self.proj(packing.pack(self._mixed(packing.pad(qkv), rotation, packing.keep)))
+        turns: list[Rotation | None] = [None] * len(packing.runs)
+        if rotation is not None:
+            cos, sin = (packing.tables(part[:, 0]) for part in rotation)
+            turns = [Rotation(c.unsqueeze(1), s.unsqueeze(1)) for c, s in zip(cos, sin, strict=True)]
+        mixed = [self._mixed(table, turn) for table, turn in zip(packing.tables(qkv), turns, strict=True)]
+        return self.proj(torch.cat([table.flatten(0, 1) for table in mixed]).unsqueeze(0))
+
+    def _mixed(
+        self,
+        qkv: Float[Tensor, "batch tokens dims"],
+        rotation: Rotation | None,
+        keep: Bool[Tensor, "batch 1 1 tokens"] | None = None,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """The values that each token of a sequence gets, of all heads side by side."""
+        q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, head_dim)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if packing is None else packing.keep)
-        mixed = mixed.transpose(1, 2).reshape(batch, tokens, dim)
-        return self.proj(mixed if packing is None else packing.pack(mixed))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=keep).transpose(1, 2).flatten(2)
 
 
 class MLP(nn.Module):
@@ -161,16 +175,23 @@ class BlockOptions(Trunk):
         out_layers: Sequence[int] = (),
         packing: Packing | None = None,
     ) -> tuple[Float[Tensor, "batch tokens dim"], list[Tensor]]:
-        """One block after the other."""
+        """One block after the other; sequences of several lengths sorted by length in between, where that is known."""
         check_numbers(out_layers, len(blocks))
+        if packing is not None and not packing.runs and (found := packing.by_length()) is not None:
+            packing, order = found
+            if rotation is not None:
+                rotation = Rotation(*(part.transpose(0, 1).flatten(1, 2)[:, packing.places][None] for part in rotation))
+            x, kept = self.run(blocks, x[0].index_select(0, order).unsqueeze(0), rotation, out_layers, packing)
+            x, *kept = (layer[0].index_select(0, order.argsort()).unsqueeze(0) for layer in (x, *kept))
+            return x, kept
         again = self.checkpoint_activations and blocks.training and torch.is_grad_enabled()
-        kept: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
         for number, block in enumerate(blocks):
             arguments = (x, rotation, packing)
             x = checkpoint(block, *arguments, use_reentrant=False) if again else block(*arguments)
             if number in out_layers:
-                kept[number] = x
-        return x, [kept[number] for number in out_layers]
+                outputs[number] = x
+        return x, [outputs[number] for number in out_layers]
 
 
 def check_numbers(out_layers: Sequence[int], count: int) -> None:

@@ -13,20 +13,24 @@ class Packing(NamedTuple):
     """Where the tokens of a list belong in a table of sequences.
 
     Layers that look at one token at a time take the list, (1, total, D). Attention takes the table (rows, length, D),
-    in which short sequences are padded, and does not attend to padding. With lengths as those of I-JEPA's contexts
-    that is faster than padding everywhere, than one masked sequence and than a loop: see benchmarks/packed.py.
+    in which short sequences are padded, and does not attend to padding. Where lengths are known without waiting for a
+    device, the list is sorted by them and attention takes a table of each length, which needs no padding. With lengths
+    as those of I-JEPA's contexts both are faster than padding everywhere, than one masked sequence and than a loop: see
+    benchmarks/packed.py.
 
     Attributes:
         places: Of each token in the flattened table, (total,).
         rows: Number of sequences.
         length: Of the longest sequence.
         keep: Where the table holds a token, as attention takes it, (rows, 1, 1, length).
+        runs: How many sequences of which length stand together in the list; empty if it is not sorted by length.
     """
 
     places: Int[Tensor, " total"]
     rows: int
     length: int
     keep: Bool[Tensor, "rows 1 1 length"]
+    runs: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def of(cls, places: Int[Tensor, " total"], rows: int, length: int) -> Packing:
@@ -42,6 +46,25 @@ class Packing(NamedTuple):
     def pack(self, x: Float[Tensor, "rows length dim"]) -> Float[Tensor, "1 total dim"]:
         """From the table to the list."""
         return x.flatten(0, 1).index_select(0, self.places).unsqueeze(0)
+
+    def by_length(self) -> tuple[Packing, Int[Tensor, " total"]] | None:
+        """The packing of the list sorted by length of sequence, and where each of its tokens was before.
+
+        None where the lengths of this batch cannot be known now: on a GPU, and while a graph is compiled.
+        """
+        if self.places.device.type != "cpu" or torch.compiler.is_compiling():
+            return None
+        counts = self.keep.flatten(1).sum(dim=1)
+        lengths, rows = counts.unique(return_counts=True)
+        key = counts[self.places // self.length] * self.keep.numel() + self.places
+        order = key.argsort()
+        runs = tuple(zip(rows.tolist(), lengths.tolist(), strict=True))
+        return self._replace(places=self.places[order], runs=runs), order
+
+    def tables(self, x: Float[Tensor, "1 total *dims"]) -> list[Float[Tensor, "rows length *dims"]]:
+        """Of a sorted list a view of each run."""
+        parts = x.split([rows * length for rows, length in self.runs], dim=1)
+        return [part.unflatten(1, run)[0] for part, run in zip(parts, self.runs, strict=True)]
 
     def spread(self, x: Float[Tensor, "rows 1 1"]) -> Float[Tensor, "1 total 1"]:
         """A number of each sequence for each of its tokens."""

@@ -3,8 +3,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import torch
 
+from jepa_lightning.models import BlockOptions, RoPE
 from jepa_lightning.models.packing import Packing
 
 PLACES = torch.tensor([0, 1, 2, 5, 10, 11, 12, 13, 14])
@@ -32,6 +34,34 @@ def test_a_number_of_each_sequence_is_spread_over_its_tokens() -> None:
     spread = Packing.of(PLACES, 3, 5).spread(torch.tensor([7.0, 8.0, 9.0]).view(3, 1, 1))
     assert spread.shape == (1, 9, 1)
     assert spread.flatten().tolist() == [7.0] * 3 + [8.0] + [9.0] * 5
+
+
+def test_a_list_is_sorted_by_length_and_a_table_of_each_length_has_no_padding() -> None:
+    places = torch.tensor([0, 1, 2, 5, 10, 11, 12, 15])  # of 3, 1, 3 and 1 tokens
+    x = torch.randn(1, 8, 4)
+    found = Packing.of(places, 4, 5).by_length()
+    assert found is not None
+    packing, order = found
+    assert packing.runs == ((2, 1), (2, 3))
+    ones, threes = packing.tables(x[:, order])
+    assert torch.equal(ones, x[0, [3, 7]].unsqueeze(1))
+    assert torch.equal(threes, torch.stack([x[0, :3], x[0, 4:7]]))
+    assert torch.equal(packing.pad(x[:, order]), Packing.of(places, 4, 5).pad(x))
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+def test_attention_by_length_equals_attention_to_a_padded_table_also_in_gradient(rotary: bool) -> None:
+    options, packing = BlockOptions(), Packing.of(PLACES, 3, 5)
+    blocks, x = options.build(2, 24, 3, 2.0), torch.randn(1, 9, 24, requires_grad=True)
+    rotation = RoPE().rotation(torch.randint(16, (3, 5)), (1, 4, 4), 8) if rotary else None
+    by_length, padded = options.run(blocks, x, rotation, packing=packing)[0], x
+    for block in blocks:
+        padded = block(padded, rotation, packing)
+    torch.testing.assert_close(by_length, padded, rtol=0, atol=1e-5)
+    weights, inputs = torch.randn(x.shape), [x, *blocks.parameters()]
+    gradients = [torch.autograd.grad((y * weights).sum(), inputs) for y in (by_length, padded)]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 COMPILE = """
