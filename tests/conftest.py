@@ -145,9 +145,12 @@ def save_checkpoint() -> CheckpointFactory:
         module: Any = build(config)
         for parameter in module.target_encoder.parameters():
             parameter.data += 0.3 * torch.randn_like(parameter)
-        data = {"class_path": "jepa_lightning.data.ImageDataModule", "init_args": {"masks": None}}
+        kind, masks = ("Video", "MultiBlock3D") if "num_frames" in encoder else ("Image", "MultiBlock")
+        few = {"class_path": f"jepa_lightning.masking.{masks}", "init_args": {"min_keep": 4}}
+        data = {"class_path": f"jepa_lightning.data.{kind}DataModule", "init_args": {"masks": few}}
         text = yaml.safe_dump({"seed_everything": seed, "model": config, "data": data, "trainer": {}})
-        content = {"state_dict": module.state_dict(), CONFIG_KEY: text, "pytorch-lightning_version": lightning_version}
+        content = {"state_dict": module.state_dict(), CONFIG_KEY: text, "global_step": 7, "epoch": 0}
+        content["pytorch-lightning_version"] = lightning_version
         AtomicCheckpointIO().save_checkpoint(content, path)
         return str(path)
 

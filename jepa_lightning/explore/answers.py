@@ -193,6 +193,7 @@ def _says(found: Expectation) -> str:
     cosine = float(F.cosine_similarity(found.predicted, found.seen).mean())
     return (
         f"{len(found.targets)} hidden patches: mean squared difference {float(found.surprise.mean()):.3f}, "
-        f"{explained:.0%} less than with the mean feature of this input everywhere; cosine similarity {cosine:.2f}. "
+        f"{abs(explained):.0%} {'less' if explained >= 0 else 'more'} than with the mean feature of this input "
+        f"everywhere; cosine similarity {cosine:.2f}. "
         "Click a hidden patch in the surprise map to see the patches that are most like what is expected there."
     )

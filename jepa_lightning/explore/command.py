@@ -88,7 +88,7 @@ def open_subject(path: str | Path, **given: Any) -> tuple[Subject, dict[str, Any
 
 
 def data_for(encoder: Encoder, config: dict[str, Any] | None, name: str | None, root: str | None) -> JEPADataModule:
-    """The data of the training, or what was asked for, for the sizes of this encoder.
+    """The data of the training, or what was asked for with the masks of the training, for the sizes of this encoder.
 
     Raises:
         FileNotFoundError: No such configuration.
@@ -98,12 +98,9 @@ def data_for(encoder: Encoder, config: dict[str, Any] | None, name: str | None, 
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
     section = None if config is None else config.get("data")
     kind = VideoDataModule if encoder.num_frames > 1 else ImageDataModule
+    data = _build(section) if section else kind()
     if root is not None:
-        data: JEPADataModule = kind(root=root)
-    elif section:
-        data = _build(section)
-    else:
-        data = kind()
+        data = kind(root=root, masks=data.masks) if section and type(data) is kind else kind(root=root)
     data.num_workers = 0  # a few samples: processes would cost more than they save
     data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(encoder=encoder))  # type: ignore[assignment]
     return data

@@ -18,8 +18,8 @@ from jepa_lightning.masking import Grid
 
 SIDE = 280
 """Height of a picture in screen pixels."""
-LONGEST = 640
-"""Its greatest width, so that two of clips stand side by side."""
+LONGEST = 540
+"""Its greatest width, so that two of clips with their colour bars stand side by side on a small screen."""
 
 
 def strip(pixels: Pixels, steps: int) -> UInt8[Tensor, "height length 3"]:
@@ -132,11 +132,15 @@ def _points(grid: Grid, values: Tensor | None) -> dict[str, Any]:
 
 
 def message(text: str) -> go.Figure:
-    """Words where a picture cannot be."""
+    """Words where a picture cannot be; without words nothing that takes up room."""
     result = go.Figure()
     result.add_annotation(text="<br>".join(_lines(text)), showarrow=False, font={"size": 12})
     axis = {"visible": False}
-    result.update_layout(height=SIDE, width=SIDE + 120, xaxis=axis, yaxis=axis, margin={"l": 4, "r": 4, "t": 4, "b": 4})
+    result.update_layout(
+        height=SIDE if text else 10, width=SIDE + 120 if text else 10, xaxis=axis, yaxis=axis,
+        margin={"l": 4, "r": 4, "t": 4, "b": 4} if text else {"l": 0, "r": 0, "t": 0, "b": 0},
+        plot_bgcolor="rgba(0,0,0,0)",
+    )  # fmt: skip
     return result
 
 

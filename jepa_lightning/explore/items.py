@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from jepa_lightning.data import JEPADataModule
@@ -99,7 +99,12 @@ def dropped(name: str, content: bytes, encoder: Encoder) -> Item:
 
 def _image(content: bytes) -> Image.Image:
     """Refuses what would fill the memory, before anything is decoded."""
-    image = Image.open(io.BytesIO(content))
+    try:
+        image = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError as error:  # whose own words name an object in memory
+        raise ValueError("no known format") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"too many pixels: at most {MAX_PIXELS // 10**6} million") from error
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels are too many: at most {MAX_PIXELS // 10**6} million")
-    return image.convert("RGB")
+        raise ValueError(f"too many pixels, {image.width} x {image.height}: at most {MAX_PIXELS // 10**6} million")
+    return ImageOps.exif_transpose(image).convert("RGB")

@@ -91,20 +91,32 @@ def _options(answers: Answers) -> list[dict[str, Any]]:
 
 
 def _graphs(names: tuple[str, ...]) -> html.Div:
-    empty = go.Figure(layout={"xaxis": {"visible": False}, "yaxis": {"visible": False}, "height": figures.SIDE})
-    return html.Div([dcc.Graph(id=name, figure=empty, config=QUIET) for name in names], style=ROW)
+    return html.Div([dcc.Graph(id=name, figure=figures.message(""), config=QUIET) for name in names], style=ROW)
+
+
+def _help(text: str) -> html.Div:
+    return html.Div(text, style={"color": "#666", "fontSize": "14px", "padding": "8px 0"})
 
 
 def _look_tab() -> dcc.Tab:
-    return dcc.Tab(_graphs(LOOK), label="attention and features", value="look")
+    text = (
+        "Click a patch in any picture: colours show what it attends to, what attends to it, and how similar the "
+        "features of all patches are to its own. Perplexity: over how many patches a head spreads its attention."
+    )
+    return dcc.Tab([_help(text), _graphs(LOOK)], label="attention and features", value="look")
 
 
 def _expect_tab() -> dcc.Tab:
+    text = (
+        "Hide patches: the predictor says from the others what features it expects there. Surprise: how far these are "
+        "from what the target encoder sees; features are shown as the patches of other samples that have the like."
+    )
     buttons = [html.Button("sample a mask", id="sample"), html.Button("show everything", id="clear")]
     return dcc.Tab(
         [
-            html.Div(buttons, style={**ROW, "padding": "8px 0"}),
-            html.Div([dcc.Graph(id="mask", config=QUIET), _graphs(EXPECT)], style=ROW),
+            _help(text),
+            html.Div(buttons, style=ROW),
+            _graphs(("mask", *EXPECT)),
             html.Div(id="says"),
             html.Div(id="near", style={**ROW, "padding": "8px 0"}),
         ],
@@ -114,14 +126,15 @@ def _expect_tab() -> dcc.Tab:
 
 
 def _map_tab() -> dcc.Tab:
+    text = (
+        "A point for each sample, near others whose averaged features are alike (UMAP), in the colour of its label. "
+        "The first time takes half a minute; hover over a point to see the sample."
+    )
+    graph = dcc.Graph(id="map", config=QUIET, clear_on_unhover=True, figure=figures.message("not drawn yet"))
+    # The tooltip is placed within the box that both stand in.
+    points = html.Div([dcc.Loading(graph), dcc.Tooltip(id="thumbnail")], style={"position": "relative"})
     return dcc.Tab(
-        [
-            html.Button("draw the map of all samples", id="draw", style={"margin": "8px 0"}),
-            dcc.Loading(
-                dcc.Graph(id="map", config=QUIET, clear_on_unhover=True, figure=figures.message("not drawn yet"))
-            ),
-            dcc.Tooltip(id="thumbnail"),
-        ],
+        [_help(text), html.Button("draw the map of all samples", id="draw"), points],
         label="map of the samples",
         value="map",
     )
