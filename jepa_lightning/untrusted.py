@@ -7,6 +7,7 @@ import mmap
 import os
 import pickletools
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LARGEST_PICKLE = 256 * 2**20
+LARGEST_PICKLE = 32 * 2**20
 """Bytes. That of a training with 10 GB of tensors has less than one megabyte."""
+MOST_OPERATIONS = 3 * 10**6
+"""In a pickle; each costs microseconds. That of a training with 10 GB of tensors has less than 100,000."""
 LARGEST_TUPLE = 10**6
 """Values in a tuple, those in its tuples included, the same ones as often as they are there."""
 LARGEST_CLAIM = 8
@@ -36,7 +39,9 @@ def read_torch(path: Path) -> Any:
     """
     try:
         _check_archive(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # which torch.save never has
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         _check_claims(path, content)
     except Exception as error:  # damage can raise whatever it likes
         reason = _reason(error)
@@ -68,7 +73,7 @@ def _check_archive(path: Path) -> None:
             start = file.read(4)
         if start == b"PK\x03\x04":
             raise ValueError(f"it is truncated ({size:,} bytes are there): copy it again")
-        raise ValueError("it is no file of torch.save (or one from before PyTorch 1.6)")
+        raise ValueError("it is no file of torch.save (or one from before PyTorch 1.6: save it again)")
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
@@ -89,7 +94,9 @@ def _check_pickle(text: bytes) -> None:
     """
     stack: list[Any] = []
     memory: dict[Any, int] = {}
-    for operation, argument, _ in pickletools.genops(text):
+    for number, (operation, argument, _) in enumerate(pickletools.genops(text)):
+        if number == MOST_OPERATIONS:
+            raise ValueError(f"its pickle has more than {MOST_OPERATIONS:,} operations: no training has that")
         name, before = operation.name, operation.stack_before
         if "PUT" in name:
             memory[argument] = stack[-1]
@@ -129,6 +136,9 @@ def _reason(error: Exception) -> str:
             f"it wants to run {wanted[1]}, which was not done. If you trust whoever made it, load it with "
             "torch.load(weights_only=False) and save its tensors alone"
         )
+    odd = re.search(r"WeightsUnpickler error:\s*(.+)", text)
+    if odd:
+        return f"it is damaged ({odd[1]}): copy it again"
     if isinstance(error, ValueError) and error.__traceback__ is not None and text:
         return text.splitlines()[0]
     return f"it is damaged ({type(error).__name__}: {text.splitlines()[0][:200] if text else 'no reason given'})"

@@ -111,6 +111,18 @@ def test_lists_of_lists_do_no_harm(tmp_path: Path) -> None:
     assert set(read_torch(archive(tmp_path / "lists.pt", pickle.dumps({"a": laughs}, 2)))) == {"a"}
 
 
+def test_a_pickle_that_would_take_minutes_is_refused(tmp_path: Path) -> None:
+    path = archive(tmp_path / "long.pt", b"\x80\x02" + b"N0" * 1_600_000 + b"N.")
+    with pytest.raises(ValueError, match=r"long.pt .* more than 3,000,000 operations: no training has that"):
+        read_torch(path)
+
+
+def test_another_kind_of_pickle_is_damage_without_advice_to_read_it_unsafely(tmp_path: Path) -> None:
+    path = archive(tmp_path / "four.pt", b"\x80\x04\x95" + (2**40).to_bytes(8, "little") + b"N.")
+    with pytest.raises(ValueError, match=r"safely: it is damaged \(Unsupported operand 149\): copy it again$"):
+        read_torch(path)
+
+
 def test_memory_that_is_not_there_is_refused(tmp_path: Path) -> None:
     path = archive(tmp_path / "large.pt", pickle.dumps({"a": Calls(bytearray, 2**62)}, 2))
     with pytest.raises(ValueError, match=r"large.pt .* it is damaged \(MemoryError"):

@@ -10,11 +10,11 @@ import yaml
 
 from jepa_lightning.interop.formats import Format
 from jepa_lightning.interop.networks import Preprocessing
+from jepa_lightning.interop.own_layout import has_ema
 from jepa_lightning.interop.parity import Parity
+from jepa_lightning.interop.results import results
 from jepa_lightning.interop.source import Source
 
-RESULTS = ("validation.json", "test.json", "heads_validation.json", "heads_test.json")
-"""What evaluations of a run leave beside its checkpoints' folder."""
 ENCODERS = {
     "target": "the target encoder (the EMA, which the papers evaluate)",
     "context": "the context encoder (the one that the optimizer trained)",
@@ -35,7 +35,7 @@ def write_card(source: Source, form: Format, parity: Parity, folder: Path) -> No
     parts = [
         _front(source, form),
         f"# {source.kind} as {form.title}\n\nWritten by `jepa export` from `{source.path.name}`"
-        f"{_trained(source)}. It holds {ENCODERS[source.networks.branch]}{_beside(source)}.",
+        f"{_trained(source)}. It holds {_encoders(source)}{_beside(source)}.",
         _table(source),
         f"## Use\n\n{form.usage(source)}",
         f"## Preprocessing\n\n{_steps(source.networks.preprocessing)}\n\nThe same for programs: `preprocessing.json`.",
@@ -68,15 +68,6 @@ def preprocessing(source: Source) -> dict[str, Any]:
     }
 
 
-def results(checkpoint: Path) -> list[str]:
-    """A section for each evaluation that lies beside a checkpoint, as it was written."""
-    folders = [checkpoint.parent]
-    if checkpoint.parent.name == "checkpoints":  # in the folder of a run
-        folders.append(checkpoint.parent.parent)
-    found = [folder / name for name in RESULTS for folder in folders if (folder / name).is_file()]
-    return [f"## Results ({file.name})\n\n```json\n{file.read_text().strip()}\n```" for file in found]
-
-
 def _front(source: Source, form: Format) -> str:
     """What Hugging Face's hub reads."""
     kind = "video" if source.networks.encoder.num_frames > 1 else "image"
@@ -93,6 +84,14 @@ def _trained(source: Source) -> str:
     if source.steps is not None:
         return f" after {source.steps:,} optimizer steps"
     return "" if source.epochs is None else f" after {source.epochs:,} epochs"
+
+
+def _encoders(source: Source) -> str:
+    if source.other is not None:
+        return "both encoders"
+    if source.config is not None and not has_ema(source.config):
+        return "the encoder (there was one, without an EMA)"
+    return ENCODERS[source.networks.branch]
 
 
 def _beside(source: Source) -> str:

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
 from jepa_lightning.checkpoint import _refuse_unknown_packages
-from jepa_lightning.interop.networks import mlp_ratio
+from jepa_lightning.interop.networks import check_depth, mlp_ratio
 from jepa_lightning.messages import condense
 from jepa_lightning.models import Encoder, Predictor, VisionTransformer
 
@@ -70,8 +70,15 @@ def build_predictor(path: Path, description: Description, encoder: Encoder) -> P
     return _build(path, Callable[[Encoder], Predictor], description)(encoder)
 
 
+def device_for(description: Description) -> str:
+    """Where to build a network: our own keep nothing outside of their state, others might."""
+    known = ("VisionTransformer", "Predictor")
+    return "meta" if str(description.get("class_path")).split(".")[-1] in known else "cpu"
+
+
 def _build(path: Path, kind: Any, description: Description) -> Any:
     _refuse_unknown_packages(path, description)
+    check_depth(path, (description.get("init_args") or {}).get("depth"))
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--part", type=kind)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -93,7 +94,8 @@ def main(args: Sequence[str]) -> None:
     try:
         source = open_source(path, options.branch, options.to == "meta", options.task, **given)
     except ValueError as error:
-        raise ValueError(str(error).replace("--model.overrides.", "--")) from error  # as the option is called here
+        here = re.sub(r"\(--model\.overrides\.([^;]+);.*?\)", r"(--\1)", str(error))  # as the option is called here
+        raise ValueError(here.replace("[HEIGHT,WIDTH]", "HEIGHT WIDTH")) from error
     export(source, options.to, options.out, options.with_predictor, options.fixed_size, options.overwrite)
 
 

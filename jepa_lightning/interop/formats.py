@@ -142,7 +142,8 @@ def prepared(name: str, source: Source, with_predictor: bool | None = None) -> S
     """
     known = formats()
     if with_predictor and source.networks.predictor is None:
-        raise ValueError(f"{source.path} has no predictor: leave out --with_predictor")
+        has = f"a {source.predictor}, for which no format has a place" if source.predictor else "no predictor"
+        raise ValueError(f"{source.path} has {has}: leave out --with_predictor")
     wanted = _with(known[name], source, with_predictor)
     reason = known[name].no_home(wanted)
     if reason:

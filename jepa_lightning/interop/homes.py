@@ -26,7 +26,7 @@ def no_home_in_huggingface(source: Source) -> str | None:
     if not isinstance(encoder.positions, RoPE):
         return "VJEPA2Model has rotary positions, this encoder of clips (V-JEPA) adds a table"
     if encoder.positions != RoPE(layout="tiled"):
-        return f"VJEPA2Model has positions RoPE(layout: tiled, theta: 10000), not {encoder.positions}"
+        return _other_rotation("VJEPA2Model has", encoder)
     if encoder.img_size[0] != encoder.img_size[1]:
         return f"VJEPA2Model takes square clips, not {encoder.img_size[0]}x{encoder.img_size[1]}"
     return _no_place_beside_vjepa2(source)
@@ -59,7 +59,7 @@ def no_home_in_meta(source: Source) -> str | None:
     if encoder.num_frames == 1 and (encoder.pos_embed is None or hasattr(predictor, "mask_tokens")):
         return "Meta's image models add a table of positions and have one mask token"
     if isinstance(encoder.positions, RoPE) and encoder.positions != RoPE(layout="tiled"):
-        return f"Meta's rotary models have positions RoPE(layout: tiled, theta: 10000), not {encoder.positions}"
+        return _other_rotation("Meta's rotary models have", encoder)
     return None
 
 
@@ -97,6 +97,13 @@ def _no_place_beside_vjepa2(source: Source) -> str | None:
     if source.out_layers is not None:
         return f"VJEPA2ForVideoClassification reads the last block only, this probe blocks {list(source.out_layers)}"
     return None
+
+
+def _other_rotation(who: str, encoder: VisionTransformer) -> str:
+    return (
+        f"{who} positions RoPE(layout: tiled, theta: 10000), not {encoder.positions}; no weights make one of the other "
+        "(train with positions: {class_path: RoPE, init_args: {layout: tiled}})"
+    )
 
 
 def _not_plain(encoder: Encoder) -> str | None:

@@ -26,7 +26,7 @@ from jepa_lightning.interop.huggingface_names import (
     VJEPA2_PROBE,
     rescaled,
 )
-from jepa_lightning.interop.networks import Branch, Networks, filled, mlp_ratio
+from jepa_lightning.interop.networks import Branch, Networks, check_depth, describing, filled, mlp_ratio
 from jepa_lightning.interop.renaming import to_ours
 from jepa_lightning.interop.safetensors_file import BRANCH
 from jepa_lightning.models import Predictor, RoPE, VisionTransformer
@@ -48,10 +48,12 @@ def load_huggingface(directory: str | Path) -> Networks:
     path = local(directory)
     config, state, metadata = config_of(path), *tensors_of(path)
     kind = config.get("model_type")
-    if kind == "ijepa":
-        return _ijepa(path, config, state, cast(Branch, metadata.get(BRANCH, "context")))
-    if kind == "vjepa2":
-        return _vjepa2(path, config, state, cast(Branch, metadata.get(BRANCH, "target")))
+    check_depth(path, *(config.get(f"{part}_layers") for part in ("num_hidden", "pred_num_hidden", "num_pooler")))
+    with describing(path):
+        if kind == "ijepa":
+            return _ijepa(path, config, state, cast(Branch, metadata.get(BRANCH, "context")))
+        if kind == "vjepa2":
+            return _vjepa2(path, config, state, cast(Branch, metadata.get(BRANCH, "target")))
     raise ValueError(f"{path / 'config.json'}: model_type {kind!r} is no JEPA that is known here: ijepa, vjepa2")
 
 

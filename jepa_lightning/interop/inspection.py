@@ -10,14 +10,19 @@ import torch
 from torch import Tensor
 
 from jepa_lightning.interop.description import build_encoder
+from jepa_lightning.interop.formats import FORMATS
 from jepa_lightning.interop.layouts import Layout, Meta, MetaProbe, OneEncoder, Own, open_layout
 from jepa_lightning.interop.meta import read_meta
-from jepa_lightning.interop.meta_sizes import HEADS, HEADS_V2, Given, depth_of, encoder_arguments
+from jepa_lightning.interop.meta_sizes import HEADS, HEADS_V2, Given, depth_of, encoder_arguments, tensor_of
 from jepa_lightning.interop.meta_training import progress
-from jepa_lightning.interop.own_layout import configuration
+from jepa_lightning.interop.networks import Networks, papers_preprocessing
+from jepa_lightning.interop.own_layout import configuration, data_of
+from jepa_lightning.interop.source import Source
 from jepa_lightning.messages import JepaParser
-from jepa_lightning.models import Encoder, VisionTransformer
+from jepa_lightning.models import Encoder, RoPE, VisionTransformer
+from jepa_lightning.models.layers import Block
 
+ACTIONS = "conditioned on actions: not supported yet; everything here reads the encoder alone"
 HEADS_UNKNOWN = "number of heads not in the file"
 
 
@@ -52,12 +57,14 @@ def report(layout: Layout, name: str) -> str:
         "family": family,
         **(_probe(states) if isinstance(layout, MetaProbe) else _encoder(encoder, heads)),
         "networks": _count(states),
+        **({"predictor": ACTIONS} if family == "V-JEPA 2-AC" else {}),
         **_training(layout),
         "licence": _licence(layout, family),
     }
     width = max(len(label) for label in lines)
     body = [f"  {label.ljust(width)}  {_wrapped(text, width + 4)}" for label, text in lines.items()]
-    return "\n".join([name, *body, "", *(f"  {command}" for command in _commands(layout, name, encoder, heads))])
+    commands = _commands(layout, name, encoder, heads)
+    return "\n".join([name, *body, *[""] * bool(commands), *(f"  {command}" for command in commands)])
 
 
 def _probe(states: dict[str, dict[str, Tensor]]) -> dict[str, str]:
@@ -74,8 +81,9 @@ def _encoder(encoder: Encoder | None, heads: str) -> dict[str, str]:
         return {"encoder": heads or "none of its own"}
     text = f"{type(encoder).__name__}, {encoder.embed_dim} channels"
     if isinstance(encoder, VisionTransformer):
-        text = f"ViT, {encoder.embed_dim} channels, {encoder.depth} blocks, {heads}, patches of {encoder.patch_size}"
-        text += f", positions {type(encoder.positions).__name__}"
+        kind = "" if type(encoder.blocks[0]) is Block else f" ({type(encoder.blocks[0]).__name__})"
+        text = f"ViT, {encoder.embed_dim} channels, {_plural(encoder.depth, 'block')}{kind}, {heads}, patches of "
+        text += f"{encoder.patch_size}, positions {_positions(encoder)}"
     height, width = encoder.img_size
     size = f"{height}x{width} pixels"
     if encoder.num_frames > 1:
@@ -84,15 +92,24 @@ def _encoder(encoder: Encoder | None, heads: str) -> dict[str, str]:
     return {"encoder": text, "inputs": f"{size}: {' x '.join(map(str, grid))} tokens"}
 
 
+def _positions(encoder: VisionTransformer) -> str:
+    """The class, and of rotary ones the layout, which decides where they can go."""
+    kind = type(encoder.positions).__name__
+    return f"{kind} ({encoder.positions.layout})" if isinstance(encoder.positions, RoPE) else kind
+
+
 def outline(layout: Layout) -> tuple[Encoder | None, str]:
     """The encoder without its weights, and its attention heads in words; or None, and why it cannot be built here."""
     if isinstance(layout, MetaProbe):
         return None, ""
     if isinstance(layout, OneEncoder):
-        given: dict[str, Any] = {"num_heads": 1} if "num_heads" in layout.given else {}
-        encoder: Encoder = layout.networks(**given).encoder
-        heads = _heads(HEADS.get(encoder.embed_dim) if given else encoder.num_heads)
-        return encoder, heads
+        try:
+            encoder = layout.networks().encoder
+            return encoder, _heads(encoder.num_heads)
+        except ValueError as error:
+            if "give num_heads" not in str(error):
+                raise
+            return layout.networks(num_heads=1).encoder, HEADS_UNKNOWN
     with torch.device("meta"):
         if isinstance(layout, Own):
             described = configuration(layout.path, layout.content)["model"].get("init_args", {}).get("encoder")
@@ -106,15 +123,16 @@ def outline(layout: Layout) -> tuple[Encoder | None, str]:
     file = read_meta(layout.path, layout.content)
     state = file.networks.get("target_encoder") or file.networks["encoder"]
     if file.family == "V-JEPA 2.1":
-        return None, "of a kind that is not built here"
-    known = (HEADS_V2 if file.rotary else HEADS).get(state["patch_embed.proj.weight"].shape[0])
+        return None, "two patch embeddings and norms of several levels: not supported yet, nothing here loads it"
+    width = tensor_of(file.path, "encoder", state, "patch_embed.proj.weight", 4, 5).shape[0]
+    known = (HEADS_V2 if file.rotary else HEADS).get(width)
     arguments = encoder_arguments(file.path, state, Given(num_heads=known or 1, rotary=file.rotary))
     with torch.device("meta"):
         return VisionTransformer(**arguments), _heads(known)
 
 
 def _heads(number: int | None) -> str:
-    return HEADS_UNKNOWN if number is None else f"{number} heads"
+    return HEADS_UNKNOWN if number is None else _plural(number, "head")
 
 
 def _count(states: dict[str, dict[str, Tensor]]) -> str:
@@ -126,7 +144,11 @@ def _count(states: dict[str, dict[str, Tensor]]) -> str:
 
 def _parameters(tensors: Iterable[Tensor]) -> str:
     count = sum(tensor.numel() for tensor in tensors)
-    return f"{count / 1e6:,.1f} M" if count >= 1e5 else f"{count:,}"
+    return f"{count / 1e6:,.1f} M" if count >= 1e6 else f"{count:,}"
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count:,} {what}" + "s" * (count != 1)
 
 
 def _training(layout: Layout) -> dict[str, str]:
@@ -136,20 +158,18 @@ def _training(layout: Layout) -> dict[str, str]:
         try:
             epoch, step = progress(layout.path, content)
         except ValueError:
-            return {"trained": f"{content.get('epoch', 'an unknown number of')} epochs; no optimizer to go on with"}
-        return {"trained": f"{epoch} epochs, {step:,} steps; the optimizer is there"}
+            done = content.get("epoch", "an unknown number of")
+            return {"trained": f"{done} {'epoch' if done == 1 else 'epochs'}; no optimizer to go on with"}
+        return {"trained": f"{_plural(epoch, 'epoch')}, {_plural(step, 'step')}; the optimizer is there"}
     if not isinstance(layout, Own):
         return {}
     config = configuration(layout.path, content)
     data, trainer = config.get("data") or {}, config.get("trainer") or {}
-    arguments = data.get("init_args") or {}
-    source = arguments.get("root") or (arguments.get("source") or {}).get("class_path", "")
     of = trainer.get("max_epochs")
     return {
         "trained": f"step {content.get('global_step', 0):,}, in epoch {content.get('epoch', 0) + 1}"
         + (f" of {of}" if of else ""),
-        "data": f"{str(data.get('class_path')).split('.')[-1]}, {str(source).split('.')[-1] or 'its own source'}, "
-        f"batches of {arguments.get('batch_size')}",
+        "data": f"{data_of(data)}, batches of {(data.get('init_args') or {}).get('batch_size')}",
     }
 
 
@@ -171,22 +191,30 @@ def _commands(layout: Layout, name: str, encoder: Encoder | None, heads: str) ->
         ]
     if encoder is None:
         return []
-    config = "vjepa.yaml" if encoder.num_frames > 1 else "ijepa.yaml"
-    model, given, said = f"--ckpt_path {name}", "", ""
-    if isinstance(layout, Own):
-        run = layout.path.parent.parent / "config.yaml"
-        config = str(run) if run.is_file() else config
-    elif heads == HEADS_UNKNOWN:
-        given, said = " --model.overrides.num_heads N", ", num_heads=N"
+    clips, unknown = encoder.num_frames > 1, heads == HEADS_UNKNOWN
+    model, given = f"--ckpt_path {name}", " --model.overrides.num_heads N" if unknown else ""
+    if unknown:
         model = f"--model PretrainedEncoder --model.checkpoint {name}{given}"
+    if not isinstance(layout, Own):  # ours say on which data
+        model = f"--config {'vjepa' if clips else 'ijepa'}.yaml {model}"
+    probe = "attentive_probe" if clips else "linear_probe"
     return [
-        f"jepa validate --config {config} {model} --data.root FOLDER",
-        f"jepa predict --config {config} {model} --data.root FOLDER",
-        f"jepa fit --config attentive_probe.yaml --model.checkpoint {name}{given} --data.root FOLDER",
-        f"jepa fit --config YOURS.yaml --init_from {name}",
-        f"jepa export --ckpt_path {name} --to safetensors --out FOLDER",
-        f'encoder = jepa_lightning.load_encoder("{name}"{said})',
+        f"jepa validate {model} --data.root FOLDER",
+        f"jepa predict {model} --data.root FOLDER",
+        f"jepa fit --config {probe}.yaml --model.checkpoint {name}{given} --data.root FOLDER",
+        *[f"jepa fit --config YOURS.yaml --init_from {name}"] * (layout.family() != "V-JEPA 2-AC"),
+        f"jepa export --ckpt_path {name}{' --num_heads N' * unknown} --out FOLDER --to {_homes(layout, encoder)}",
+        f'encoder = jepa_lightning.load_encoder("{name}"{", num_heads=N" * unknown})',
     ]
+
+
+def _homes(layout: Layout, encoder: Encoder) -> str:
+    """The formats that have a place for the encoder: ``timm  # or onnx``."""
+    config = configuration(layout.path, layout.content) if isinstance(layout, Own) else None
+    networks = Networks(encoder, "target", papers_preprocessing(encoder.img_size))
+    source = Source(layout.path, networks, licence="", config=config)
+    first, *others = (name for name, form in FORMATS.items() if form.no_home(source) is None)
+    return f"{first}  # or {', '.join(others)}"
 
 
 def _size(path: Path) -> int:

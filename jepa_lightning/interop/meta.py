@@ -168,8 +168,8 @@ def load_meta(
         raise ValueError(f"{path} is no JEPA checkpoint in Meta's layout: it has no {', '.join(missing)}")
     if file.family not in SCHEDULES:
         raise ValueError(
-            f"{path} is of {file.family}, which is not among the methods here: {', '.join(SCHEDULES)}"
-            + ("; jepa_lightning.load_encoder reads its encoder" if file.family == "V-JEPA 2-AC" else "")
+            f"{path} is of {file.family}, which is not supported yet; the methods here are {', '.join(SCHEDULES)}"
+            + (" (jepa_lightning.load_encoder reads its encoder)" if file.family == "V-JEPA 2-AC" else "")
         )
     given = Given(num_heads, img_size, num_frames, file.rotary)
     encoder = encoder_arguments(file.path, file.networks["encoder"], given)
@@ -216,7 +216,10 @@ def meta_networks(
     """
     file = read_meta(path, content, rotary)
     if file.family == "V-JEPA 2.1":
-        raise ValueError(f"{path} is of V-JEPA 2.1, whose encoder (two patch embeddings, four norms) is not built here")
+        raise ValueError(
+            f"{path} is of V-JEPA 2.1, whose encoder (two patch embeddings, norms of several levels) is not supported "
+            "yet: give a checkpoint of V-JEPA 2"
+        )
     found: Branch = branch
     if NETWORK_OF[branch] not in file.networks:
         found = "context" if branch == "target" else "target"

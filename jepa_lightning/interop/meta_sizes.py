@@ -38,12 +38,7 @@ def encoder_arguments(path: Path, state: State, given: Given) -> dict[str, Any]:
     """
     projection = tensor_of(path, "encoder", state, "patch_embed.proj.weight", 4, 5)  # (D, C, [t,] p, p)
     embed_dim = projection.shape[0]
-    num_heads = (HEADS_V2 if given.rotary else HEADS).get(embed_dim) if given.num_heads is None else given.num_heads
-    if num_heads is None:
-        raise ValueError(
-            f"{path}: embed_dim {embed_dim} is no published size: give num_heads=, which no tensor shows (on the "
-            "command line --model.overrides.num_heads N)"
-        )
+    num_heads = given.num_heads or heads_of(path, embed_dim, HEADS_V2 if given.rotary else HEADS)
     hidden = tensor_of(path, "encoder", state, "blocks.0.mlp.fc1.weight", 2).shape[0]
     sizes: dict[str, Any] = {
         "patch_size": projection.shape[-1],
@@ -55,7 +50,7 @@ def encoder_arguments(path: Path, state: State, given: Given) -> dict[str, Any]:
     }
     if projection.ndim == 4:
         tokens = tensor_of(path, "encoder", state, "pos_embed", 3).shape[1]
-        return {**sizes, "img_size": given.img_size or _side(path, tokens, sizes["patch_size"])}
+        return {**sizes, "img_size": given.img_size or side_of(path, tokens, sizes["patch_size"])}
     return {**sizes, **_clips(path, state, given, sizes)}
 
 
@@ -70,7 +65,7 @@ def _clips(path: Path, state: State, given: Given, sizes: dict[str, Any]) -> dic
         table = tensor_of(path, "encoder", state, "pos_embed", 3)[0]  # (N, D); channel 0 is sin(time)
         later = (table[:, 0] != table[0, 0]).nonzero()
         area = int(later[0]) if len(later) else len(table)
-        img_size = given.img_size or _side(path, area, patch_size)
+        img_size = given.img_size or side_of(path, area, patch_size)
         num_frames = given.num_frames or len(table) // area * tubelet_size
         positions = _sincos(path, table, img_size, num_frames, (patch_size, tubelet_size))
     return {"img_size": img_size, "num_frames": num_frames, "tubelet_size": tubelet_size, "positions": positions}
@@ -125,8 +120,30 @@ def depth_of(state: State, blocks: str) -> int:
     return len({name.split(".")[1] for name in state if name.startswith(f"{blocks}.")})
 
 
-def _side(path: Path, tokens: int, patch_size: int) -> int:
+def heads_of(path: Path, embed_dim: int, published: dict[int, int]) -> int:
+    """Attention heads by the width of the network.
+
+    Raises:
+        ValueError: If it is no published one.
+    """
+    if embed_dim not in published:
+        raise ValueError(
+            f"{path}: embed_dim {embed_dim} is no published size: give num_heads=, which no tensor shows "
+            "(--model.overrides.num_heads N; jepa evaluate: --overrides.num_heads N)"
+        )
+    return published[embed_dim]
+
+
+def side_of(path: Path, tokens: int, patch_size: int) -> int:
+    """Side in pixels of a square image with so many tokens.
+
+    Raises:
+        ValueError: If there is none.
+    """
     side = round(tokens**0.5)
     if side * side != tokens:
-        raise ValueError(f"{path}: {tokens} positions are no square grid: give img_size=(height, width)")
+        raise ValueError(
+            f"{path}: {tokens} positions are no square grid: give img_size=(height, width) "
+            "(--model.overrides.img_size [HEIGHT,WIDTH]; jepa evaluate: --overrides.img_size [HEIGHT,WIDTH])"
+        )
     return side * patch_size

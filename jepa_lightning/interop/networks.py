@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ Module = TypeVar("Module", bound=nn.Module)
 Branch = Literal["target", "context"]
 MARGIN = 256 / 224
 """Of the papers: how much larger an image is made than what is cut out of it."""
+LARGEST_DEPTH = 1000
+"""Blocks of a network."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -104,14 +107,44 @@ def filled(
     Raises:
         ValueError: If one is missing, unexpected or of the wrong shape.
     """
-    with torch.device(device):
+    with torch.device(device), describing(path):
         network = build()
+    check(path, name, network.state_dict(), state)
     outside = {key for key, _ in network.named_buffers(remove_duplicate=False)} - set(network.state_dict())
     if outside and device == "meta":  # what is not in the file has to be made
         network = build()
-    check(path, name, network.state_dict(), state)
     network.load_state_dict({key: own(state.pop(key)) for key in list(state)}, assign=True)
     return network.requires_grad_(False).eval()
+
+
+@contextmanager
+def describing(path: Path) -> Iterator[None]:
+    """Name the file whenever sizes that stand in it make no network.
+
+    Raises:
+        ValueError: In place of whatever was raised.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path} describes a network that cannot be built ({reason}): check what was given (num_heads, img_size), "
+            "or copy it again"
+        ) from error
+
+
+def check_depth(path: Path, *depths: Any) -> None:
+    """That a file does not ask for more blocks than any network has: each takes time, whatever its size.
+
+    Raises:
+        ValueError: If it does.
+    """
+    for depth in depths:
+        if isinstance(depth, int) and depth > LARGEST_DEPTH:
+            raise ValueError(f"{path} describes a network of {depth:,} blocks, which none has: copy it again")
 
 
 def check(path: Path, name: str, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from jepa_lightning.checkpoint import CONFIG_KEY
-from jepa_lightning.interop.description import build_encoder, build_predictor
+from jepa_lightning.interop.description import build_encoder, build_predictor, device_for
 from jepa_lightning.interop.networks import IMAGENET_MEAN, IMAGENET_STD, Branch, Networks, Preprocessing, filled
 
 NETWORK_OF: dict[Branch, str] = {"target": "target_encoder", "context": "encoder"}
@@ -34,20 +34,32 @@ def own_networks(path: Path, content: dict[str, Any], branch: Branch, predictor:
     if "encoder" not in arguments:
         kind = str(model.get("class_path")).split(".")[-1]
         raise ValueError(f"{path} holds {kind}, which has no {name}: give the checkpoint of a pretraining")
-    if branch == "target" and "momentum" in arguments and arguments["momentum"] is None:
-        name = "encoder"  # there is no EMA
+    if branch == "target" and not has_ema(config):
+        name = "encoder"
     encoder = filled(
         path,
         name,
         partial(build_encoder, path, arguments["encoder"]),
         _part(state, name),
-        _device(arguments["encoder"]),
+        device_for(arguments["encoder"]),
     )
     read = None
     if predictor and isinstance(arguments.get("predictor"), dict):
         build = partial(build_predictor, path, arguments["predictor"], encoder)
-        read = filled(path, "predictor", build, _part(state, "predictor"), _device(arguments["predictor"]))
+        read = filled(path, "predictor", build, _part(state, "predictor"), device_for(arguments["predictor"]))
     return Networks(encoder, branch, preprocessing_of(config.get("data") or {}, encoder.img_size), read)
+
+
+def has_ema(config: dict[str, Any]) -> bool:
+    """Whether a training had a target encoder beside the one that the optimizer trained."""
+    return (config["model"].get("init_args") or {}).get("momentum", "not an option") is not None
+
+
+def data_of(data: dict[str, Any]) -> str:
+    """The ``data`` section of a configuration in a few words: ``ImageDataModule, cats``."""
+    arguments = data.get("init_args") or {}
+    kind, source = ((part or {}).get("class_path") or "" for part in (data, arguments.get("source")))
+    return f"{kind.split('.')[-1]}, {arguments.get('root') or source.split('.')[-1] or 'its own source'}"
 
 
 def configuration(path: Path, content: dict[str, Any]) -> dict[str, Any]:
@@ -68,12 +80,6 @@ def configuration(path: Path, content: dict[str, Any]) -> dict[str, Any]:
 def _part(state: dict[str, Any], network: str) -> dict[str, Any]:
     prefix = f"{network}."
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def _device(description: dict[str, Any]) -> str:
-    """Where to build: our own networks keep nothing outside of their state, others might."""
-    known = ("VisionTransformer", "Predictor")
-    return "meta" if str(description.get("class_path")).split(".")[-1] in known else "cpu"
 
 
 def preprocessing_of(data: dict[str, Any], size: tuple[int, int]) -> Preprocessing:

@@ -22,7 +22,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from jepa_lightning.interop.description import build_encoder, build_predictor, describe_encoder, describe_predictor
+from jepa_lightning.interop.description import (
+    build_encoder,
+    build_predictor,
+    describe_encoder,
+    describe_predictor,
+    device_for,
+)
 from jepa_lightning.interop.networks import Networks, Preprocessing, filled
 from jepa_lightning.models import Encoder, VisionTransformer
 
@@ -45,7 +51,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+        raise ValueError(f"{path} is not a whole safetensors file ({str(error)[:200]}): copy it again") from error
 
 
 def load_safetensors(path: str | Path) -> Encoder:
@@ -82,13 +88,13 @@ def read_networks(path: str | Path) -> Networks:
         )
     predicting = {name: tensor for name, tensor in state.items() if name.startswith("predictor.")}
     encoding = {name: tensor for name, tensor in state.items() if name not in predicting}
-    device = "meta" if str(encoder_config.get("class_path")).endswith("VisionTransformer") else "cpu"
-    encoder = filled(path, "encoder", partial(build_encoder, path, encoder_config), encoding, device)
+    build = partial(build_encoder, path, encoder_config)
+    encoder = filled(path, "encoder", build, encoding, device_for(encoder_config))
     predictor = None
     if about.get("predictor"):
         factory = partial(build_predictor, path, about["predictor"], encoder)
         state = {name.removeprefix("predictor."): tensor for name, tensor in predicting.items()}
-        predictor = filled(path, "predictor", factory, state)
+        predictor = filled(path, "predictor", factory, state, device_for(about["predictor"]))
     return Networks(encoder, branch, Preprocessing(**preprocessing), predictor)
 
 

@@ -41,6 +41,12 @@ class Source(NamedTuple):
     out_layers: tuple[int, ...] | None = None
 
     @property
+    def predictor(self) -> str | None:
+        """The class of the training's predictor, also of one that is not among the networks."""
+        described = ((self.config or {}).get("model", {}).get("init_args") or {}).get("predictor") or {}
+        return str(described["class_path"]).split(".")[-1] if "class_path" in described else None
+
+    @property
     def kind(self) -> str:
         """``I-JEPA``, ``V-JEPA``, ...: what was trained, or what the tensors look like."""
         return self.method or family(self.networks.encoder)

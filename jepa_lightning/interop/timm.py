@@ -7,6 +7,7 @@ the attention heads: they follow from a ``config.json`` beside it, from a publis
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,11 +15,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from safetensors.torch import save_file
 from torch import Tensor
 
-from jepa_lightning.interop.meta_sizes import HEADS
+from jepa_lightning.interop.meta_sizes import HEADS, depth_of, heads_of, side_of, tensor_of
 from jepa_lightning.interop.networks import (
     Branch,
     Networks,
     Preprocessing,
+    describing,
     filled,
     mlp_ratio,
     papers_preprocessing,
@@ -52,27 +54,30 @@ def load_timm(path: str | Path, num_heads: int | None = None, img_size: tuple[in
     path = Path(path).expanduser()
     file, config = _found(path)
     state, branch = _read(file)
-    projection, table = _tensor(file, state, "patch_embed.proj.weight"), _tensor(file, state, "pos_embed")
-    dim, patch_size = projection.shape[0], projection.shape[-1]
-    arguments = config.get("model_args", {})
-    num_heads = num_heads or arguments.get("num_heads") or HEADS.get(dim)
-    if num_heads is None or projection.ndim != 4:
-        reason = (
-            "has no 2-D patch projection" if num_heads else f"embed_dim {dim} is no published size: give num_heads="
-        )
-        raise ValueError(f"{file}: {reason}")
-    size = img_size or _size(arguments.get("img_size")) or _square(file, table.shape[1], patch_size)
-    hidden = _tensor(file, state, "blocks.0.mlp.fc1.weight").shape[0]
-    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
-    encoder = filled(
-        file,
-        "encoder",
-        lambda: VisionTransformer(size, patch_size, projection.shape[1], dim, depth, num_heads, mlp_ratio(hidden, dim)),
-        state,
-    )
+    with describing(file):
+        sizes = _sizes(file, state, config.get("model_args", {}), num_heads, img_size)
+    encoder = filled(file, "encoder", partial(VisionTransformer, **sizes), state)
     if branch == "context":
         rank_zero_info(f"{path} holds the context encoder, as timm's I-JEPA do; the papers evaluate the target")
-    return Networks(encoder, branch, _preprocessing(config.get("pretrained_cfg"), size))
+    return Networks(encoder, branch, _preprocessing(config.get("pretrained_cfg"), encoder.img_size))
+
+
+def _sizes(
+    file: Path, state: dict[str, Tensor], said: dict[str, Any], num_heads: int | None, img_size: tuple[int, int] | None
+) -> dict[str, Any]:
+    """Constructor arguments of the encoder, by its tensors, by the configuration, and as given."""
+    projection = tensor_of(file, "encoder", state, "patch_embed.proj.weight", 4)
+    dim, patch_size = projection.shape[0], projection.shape[-1]
+    tokens = tensor_of(file, "encoder", state, "pos_embed", 3).shape[1]
+    return {
+        "img_size": img_size or _size(said.get("img_size")) or side_of(file, tokens, patch_size),
+        "patch_size": patch_size,
+        "in_chans": projection.shape[1],
+        "embed_dim": dim,
+        "depth": depth_of(state, "blocks"),
+        "num_heads": num_heads or said.get("num_heads") or heads_of(file, dim, HEADS),
+        "mlp_ratio": mlp_ratio(tensor_of(file, "encoder", state, "blocks.0.mlp.fc1.weight", 2).shape[0], dim),
+    }
 
 
 def write_timm(networks: Networks, folder: Path) -> None:
@@ -147,21 +152,8 @@ def _read(file: Path) -> tuple[dict[str, Tensor], Branch]:
     return state, "context"
 
 
-def _tensor(file: Path, state: dict[str, Tensor], name: str) -> Tensor:
-    if name not in state:
-        raise ValueError(f"{file} has no tensor {name}: is it a Vision Transformer of timm?")
-    return state[name]
-
-
 def _size(size: Any) -> tuple[int, int] | None:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1])) if size else None
-
-
-def _square(file: Path, tokens: int, patch_size: int) -> tuple[int, int]:
-    side = round(tokens**0.5)
-    if side * side != tokens:
-        raise ValueError(f"{file}: {tokens} positions are no square grid: give img_size=(height, width)")
-    return (side * patch_size, side * patch_size)
 
 
 def _preprocessing(config: dict[str, Any] | None, size: tuple[int, int]) -> Preprocessing:

@@ -18,6 +18,8 @@ from jepa_lightning.models import Encoder, Positions, RoPE, VisionTransformer
 from jepa_lightning.models.positions import Grid, Rotation
 
 Dims = dict[int, Any]
+EXTERNAL = 10**9
+"""Bytes of weights from which an ONNX graph has them in a file of its own; protobuf ends at 2 GB."""
 OPSET = 18
 """Of ONNX: the first with antialiasing, and what PyTorch's exporter targets; runtimes since 2023 have it."""
 
@@ -69,7 +71,10 @@ def write_torch_export(source: Source, folder: Path, fixed_size: bool = False) -
 
 
 def write_onnx(source: Source, folder: Path, fixed_size: bool = False) -> None:
-    """Write ``model.onnx`` and, with a predictor, ``predictor.onnx``; see write_torch_export."""
+    """Write ``model.onnx`` and, with a predictor, ``predictor.onnx``; see write_torch_export.
+
+    Above a gigabyte the weights stand in ``model.onnx.data``, which belongs beside it.
+    """
     for name, (module, inputs, dims) in _graphs(source, fixed_size).items():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="# The axis name: ")  # one dimension of several inputs
@@ -83,7 +88,7 @@ def write_onnx(source: Source, folder: Path, fixed_size: bool = False) -> None:
                 dynamo=True,
                 verbose=False,
             )
-        cast(Any, program).save(folder / f"{name}.onnx")
+        cast(Any, program).save(folder / f"{name}.onnx", external_data=external(module))
 
 
 def reload_torch_export(folder: Path, source: Source) -> Functions:
@@ -107,6 +112,11 @@ def reload_onnx(folder: Path, source: Source) -> Functions:
         )
 
     return _functions(load, source)
+
+
+def external(module: nn.Module) -> bool:
+    """Whether the weights are too large to stand in the ONNX file itself."""
+    return sum(tensor.nbytes for tensor in module.state_dict().values()) > EXTERNAL
 
 
 def dynamic_sizes(encoder: Encoder) -> bool:

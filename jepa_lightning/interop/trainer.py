@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from jepa_lightning.checkpoint import AtomicCheckpointIO
+from jepa_lightning.interop.inspection import HEADS_UNKNOWN, outline
 from jepa_lightning.interop.layouts import Layout, Meta, MetaProbe, open_layout
 from jepa_lightning.interop.meta_probes import MetaProbeIO
 from jepa_lightning.interop.meta_training import MetaCheckpointIO, progress
@@ -44,6 +45,11 @@ def adopt(config: Any, path: str, fitting: bool) -> None:
             )
         progress(layout.path, layout.content)
         return
+    if outline(layout)[1] == HEADS_UNKNOWN:
+        raise ValueError(
+            f"--ckpt_path {path} does not say how many attention heads it has, and its width is no published one: give "
+            f"--model PretrainedEncoder --model.checkpoint {path} --model.overrides.num_heads N in place of --ckpt_path"
+        )
     given = {"checkpoint": path, "branch": "target", "overrides": None}
     kind = f"{PretrainedEncoder.__module__}.{PretrainedEncoder.__name__}"
     rank_zero_info(f"--ckpt_path {path} ({layout.title}): its encoder takes the place of {config.model.class_path}")

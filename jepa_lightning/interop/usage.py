@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jepa_lightning.interop.meta_writer import FILE, reading
 from jepa_lightning.interop.source import Source
-from jepa_lightning.interop.tracing import dynamic_sizes
+from jepa_lightning.interop.tracing import dynamic_sizes, external
 
 
 def huggingface(source: Source) -> str:
@@ -54,7 +54,10 @@ def onnx(source: Source, fixed_size: bool = False) -> str:
         'session = onnxruntime.InferenceSession("model.onnx")\n'
         f'{_result(source)} = session.run(None, {{"inputs": inputs}})[0]  # {_inputs(source)}'
     )
-    return _section(code, _graph(source, fixed_size, "onnx"))
+    notes = _graph(source, fixed_size, "onnx")
+    if external(source.networks.encoder):
+        notes += " The weights are in `model.onnx.data`, which belongs beside `model.onnx`."
+    return _section(code, notes)
 
 
 def torch_export(source: Source, fixed_size: bool = False) -> str:
@@ -97,9 +100,12 @@ def _graph(source: Source, fixed_size: bool, suffix: str) -> str:
     if not fixed_size and dynamic_sizes(source.networks.encoder):
         notes = f"The batch is dynamic, and so are sizes of two tokens or more: {_unit(source)}."
     if source.networks.predictor is not None:
+        token = ""
+        if hasattr(source.networks.predictor, "mask_tokens"):
+            token = f", and uses mask token {source.networks.mask_index}, counted round"
         notes += (
             f" `predictor.{suffix}` takes context_tokens (B, Nc, D), context (B, Nc) and targets (B, Nt), numbers of "
-            f"tokens of an input of the size above, and uses mask token {source.networks.mask_index}, counted round."
+            f"tokens of an input of the size above{token}."
         )
     return notes
 

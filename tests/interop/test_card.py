@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from jepa_lightning.interop.card import preprocessing, results, write_card
+from jepa_lightning.interop.card import preprocessing, write_card
 from jepa_lightning.interop.formats import formats
 from jepa_lightning.interop.networks import Preprocessing
 from jepa_lightning.interop.parity import Comparison, Parity
@@ -23,6 +23,7 @@ def nothing_beside_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def card(source: Source, folder: Path, to: str = "timm") -> str:
+    folder.mkdir(exist_ok=True)
     write_card(source, formats()[to], PARITY, folder)
     return (folder / "README.md").read_text()
 
@@ -70,16 +71,18 @@ def test_preprocessing_is_there_for_programs(image_source: Any, clip_source: Any
     assert "resize both sides to 16x24" in card(squashed, tmp_path)
 
 
-@pytest.mark.parametrize("checkpoint", ["run/checkpoints/last.ckpt", "run/last.ckpt"])
-def test_results_beside_the_checkpoint_stand_in_the_card(image_source: Any, tmp_path: Path, checkpoint: str) -> None:
-    path = tmp_path / checkpoint
-    path.parent.mkdir(parents=True)
-    (tmp_path / "run" / "validation.json").write_text('{"scores": {"trained": {"linear_top1": 0.75}}}')
-    (tmp_path / "validation.json").write_text('{"another": "run"}')
-    assert [text.splitlines()[0] for text in results(path)] == ["## Results (validation.json)"]
-    text = card(image_source()._replace(path=path), tmp_path)
-    assert '"linear_top1": 0.75' in text
-    assert "another" not in text
+def test_results_of_the_checkpoint_stand_in_the_card(image_source: Any, tmp_path: Path) -> None:
+    (tmp_path / "validation.json").write_text('{"scores": {"trained": {"linear_top1": 0.75}}}')
+    assert "| linear_top1 | 0.75 |" in card(image_source()._replace(path=tmp_path / "some.ckpt"), tmp_path / "out")
+
+
+def test_which_encoder_it_holds_is_said(image_source: Any, tmp_path: Path) -> None:
+    source: Source = image_source()
+    alone = {"model": {"class_path": "LeJEPA", "init_args": {"momentum": None}}}
+    assert "It holds the target encoder (the EMA" in card(source._replace(config=CONFIG), tmp_path)
+    assert "It holds the encoder (there was one, without an EMA)." in card(source._replace(config=alone), tmp_path)
+    both = source._replace(other=source.networks.encoder)
+    assert "It holds both encoders." in card(both, tmp_path, "meta")
 
 
 def test_without_results_and_configuration_there_are_no_such_sections(image_source: Any, tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_nothing_is_written_where_there_is_no_home(tmp_path: Path) -> None:
 
 def test_heads_that_are_missing_are_asked_for_under_the_name_of_the_option(tmp_path: Path) -> None:
     path = str(FOLDER / "ijepa_tiny" / "checkpoint.pt")
-    with pytest.raises(ValueError, match=r"give num_heads=.* \(on the command line --num_heads N\)$"):
+    with pytest.raises(ValueError, match=r"give num_heads=.* \(--num_heads N\)$"):
         main(["--ckpt_path", path, "--to", "timm", "--out", str(tmp_path / "out")])
 
 

@@ -23,6 +23,9 @@ def test_the_person_has_the_last_word_on_the_predictor(clip_source: Any) -> None
     assert prepared("safetensors", source, True).networks.predictor is source.networks.predictor
     with pytest.raises(ValueError, match=r"some.ckpt has no predictor: leave out --with_predictor"):
         prepared("onnx", clip_source(), True)
+    config = {"model": {"init_args": {"predictor": {"class_path": "jepa_lightning.models.ActionPredictor"}}}}
+    with pytest.raises(ValueError, match=r"has a ActionPredictor, for which no format has a place: leave out --with_p"):
+        prepared("onnx", clip_source()._replace(config=config), True)
 
 
 def test_the_mask_token_is_that_of_the_library(clip_source: Any) -> None:

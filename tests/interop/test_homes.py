@@ -52,6 +52,7 @@ def test_rotary_positions_of_another_kind_have_no_home_with_meta_and_transformer
     found = reasons(clip_source(predictor=True, positions=positions))
     assert set(found) == {"huggingface", "timm", "meta"}
     assert "RoPE(layout: tiled, theta: 10000)" in found["huggingface"]
+    assert "train with positions: {class_path: RoPE, init_args: {layout: tiled}}" in found["meta"]
 
 
 @pytest.mark.parametrize("blocks", [BlockOptions(swiglu=True), EnergyBlocks()])

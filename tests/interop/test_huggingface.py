@@ -209,6 +209,8 @@ def test_a_tensor_that_is_missing_is_named(ours: Callable[..., Path], clips: boo
         ({"patch_size": [8, 16]}, "patches of 8x16 pixels"),
         ({"layer_norm_eps": 0.0}, "layer_norm_eps must be above 0"),
         ({"num_hidden_layers": 3}, "missing blocks.2"),
+        ({"num_hidden_layers": 10**6}, "a network of 1,000,000 blocks, which none has"),
+        ({"hidden_size": None}, "ours describes a network that cannot be built"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_an_error(

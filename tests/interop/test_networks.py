@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from jepa_lightning.interop.networks import Preprocessing, check, family, filled, mlp_ratio, papers_preprocessing
+from jepa_lightning.interop.networks import (
+    Preprocessing,
+    check,
+    check_depth,
+    describing,
+    family,
+    filled,
+    mlp_ratio,
+    papers_preprocessing,
+)
 from jepa_lightning.models import SinCos3D, VisionTransformer
 
 
@@ -65,3 +74,19 @@ def test_the_papers_cut_the_centre_out_of_what_is_a_seventh_larger() -> None:
     assert papers_preprocessing((32, 48)).covered == (37, 55)
     assert Preprocessing((32, 48), shorter_side=40).covered == (40, 60)
     assert Preprocessing((32, 48)).covered == (32, 48)
+
+
+def test_whatever_a_description_raises_names_the_file() -> None:
+    message = r"^x/a.pt describes a network that cannot be built \(.*\): check what was given \(num_heads, img_s"
+    faults: list[Any] = [lambda: 1 % None, lambda: {}["a"], lambda: 1 / 0, lambda: torch.empty(-1)]
+    for fault in faults:
+        with pytest.raises(ValueError, match=message), describing(Path("x/a.pt")):
+            fault()
+    with pytest.raises(ValueError, match=r"^x/a.pt has no tensor$"), describing(Path("x/a.pt")):
+        raise ValueError("x/a.pt has no tensor")
+
+
+def test_a_file_cannot_ask_for_a_million_blocks() -> None:
+    check_depth(Path("a.pt"), 48, None, "24")
+    with pytest.raises(ValueError, match=r"a.pt describes a network of 1,000,000 blocks, which none has"):
+        check_depth(Path("a.pt"), 12, 10**6)

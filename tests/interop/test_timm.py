@@ -124,8 +124,8 @@ def test_heads_that_nothing_says_are_asked_for(file: Path) -> None:
         ("norm.bias", torch.ones(5), r"norm.bias is \[5\], expected \[24\]"),
         ("norm.bias", None, "missing norm.bias"),
         ("pos_embed", torch.ones(1, 5, 24), "5 positions are no square grid"),
-        ("pos_embed", None, "has no tensor pos_embed: is it a Vision Transformer of timm"),
-        ("patch_embed.proj.weight", torch.ones(24, 3, 2, 8, 8), "has no 2-D patch projection"),
+        ("pos_embed", None, "encoder has no tensor pos_embed; is it a JEPA checkpoint"),
+        ("patch_embed.proj.weight", torch.ones(24, 3, 2, 8, 8), r"is \[24, 3, 2, 8, 8\], expected 4 dimensions"),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named(file: Path, name: str, tensor: Tensor | None, message: str) -> None:
@@ -133,6 +133,15 @@ def test_a_tensor_that_does_not_fit_is_named(file: Path, name: str, tensor: Tens
     save_file(state if tensor is None else {**state, name: tensor}, file)
     with pytest.raises(ValueError, match=message):
         load_timm(file, num_heads=3)
+
+
+@pytest.mark.parametrize("said", [{"num_heads": "x"}, {"num_heads": 5}, [1], {"img_size": "x"}])
+def test_a_damaged_configuration_names_the_file(image_source: Any, tmp_path: Path, said: Any) -> None:
+    write_timm(image_source().networks, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_args": said}))
+    with pytest.raises(ValueError, match=r"model.safetensors describes a network that cannot be built"):
+        load_timm(tmp_path)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

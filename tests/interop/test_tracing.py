@@ -81,6 +81,18 @@ def test_what_only_we_have_is_a_graph_like_any_other(image_source: Any, tmp_path
     agrees(reload_onnx(tmp_path, source).encode, functions(source).encode, torch.randn(3, 3, 16, 16))
 
 
+def test_large_weights_stand_in_a_file_of_their_own(
+    image_source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jepa_lightning.interop.tracing.EXTERNAL", 1000)
+    source: Source = image_source(depth=1)
+    (tmp_path / "here").mkdir()
+    write_onnx(source, tmp_path / "here", fixed_size=True)
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert (tmp_path / "there" / "model.onnx.data").is_file()
+    agrees(reload_onnx(tmp_path / "there", source).encode, functions(source).encode, torch.randn(source.shape(2)))
+
+
 def test_a_graph_of_fixed_size_refuses_another(image_source: Any, tmp_path: Path) -> None:
     source: Source = image_source(depth=1)
     write_torch_export(source, tmp_path, fixed_size=True)

@@ -167,6 +167,12 @@ def test_the_model_of_the_file_takes_the_place_of_that_of_the_configuration(meta
     assert config.ckpt_path is None
 
 
+def test_heads_that_a_file_does_not_say_are_asked_for_in_the_way_that_works(golden_checkpoint: Path) -> None:
+    message = r"give --model PretrainedEncoder --model.checkpoint \S+ --model.overrides.num_heads N in place of --ckpt"
+    with pytest.raises(ValueError, match=message):
+        adopt(section("IJEPA"), str(golden_checkpoint), fitting=False)
+
+
 def test_each_layout_has_its_reader(meta: str, golden_checkpoint: Path) -> None:
     torch.save({"classifier": AttentiveClassifier(192, 2, 4).state_dict()}, "probe.pt")
     jepa = jl.load_meta(golden_checkpoint, num_heads=4)

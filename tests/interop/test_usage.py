@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from jepa_lightning.interop import usage
+from jepa_lightning.interop import tracing, usage
 from jepa_lightning.interop.formats import formats, prepared
 from jepa_lightning.interop.source import Source
 
@@ -50,3 +50,14 @@ def test_traps_are_said(clip_source: Any) -> None:
     assert "multiplied by a constant" in usage.huggingface(clip_source(classes=3))
     assert "one encoder, which stands for both" in usage.meta(clip_source(predictor=True))
     assert "predictor.onnx" in usage.onnx(clip_source(predictor=True))
+    assert "uses mask token 0, counted round" in usage.onnx(clip_source(predictor=True))
+
+
+def test_the_only_mask_token_is_not_counted(image_source: Any) -> None:
+    assert "mask token" not in usage.torch_export(image_source(predictor=True))
+
+
+def test_weights_in_a_file_of_their_own_are_told(image_source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "model.onnx.data" not in usage.onnx(image_source())
+    monkeypatch.setattr(tracing, "EXTERNAL", 1000)
+    assert "The weights are in `model.onnx.data`" in usage.onnx(image_source())
