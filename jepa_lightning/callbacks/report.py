@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from jepa_lightning.callbacks.config import SaveConfig
 from jepa_lightning.callbacks.when import dry_run
@@ -46,7 +47,7 @@ class Report(Callback):
             "encoder": module.checkpoint,
             "checkpoint": str(trainer.ckpt_path or "as trained"),
             "steps": trainer.global_step or "see the checkpoint",
-            "time": f"{time.monotonic() - self._begun:.0f} s for this command ({stage})",
+            "time": f"{time.monotonic() - self._begun:.0f} s for this command ({TrainerFn(stage).value})",
             "hardware": hardware(trainer.strategy.root_device),
             "processes": trainer.world_size,
             "precision": str(trainer.precision),

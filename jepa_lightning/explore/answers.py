@@ -38,6 +38,7 @@ class Answers:
         self._plane: np.ndarray | None = None
         self.tokens: Callable[[int, int], Tensor] = lru_cache(64)(self._tokens)
         self.attention: Callable[[int, int], Tensor] = lru_cache(4)(self._attention)
+        self._expectation: Callable[[int, tuple[int, ...]], Expectation] = lru_cache(4)(self._expect)
 
     # ------------------------------------------------------------------ one patch
 
@@ -75,18 +76,21 @@ class Answers:
 
     # ------------------------------------------------------------------ predictions
 
-    def expect(self, number: int, hidden: list[int]) -> tuple[list[go.Figure], str]:
-        """Surprise, the expectation and the truth as patches of other samples, and what the figures say."""
+    def surprise(self, number: int, hidden: list[int]) -> tuple[go.Figure, str]:
+        """Where the target encoder saw something else than was expected, and what that says."""
         item = self.items[number]
         grid = self.subject.grid(item.pixels)
-        kept = torch.zeros(grid[0] * grid[1] * grid[2], dtype=torch.bool)
-        kept[torch.tensor(hidden, dtype=torch.long)] = True
-        found = self.subject.expect(item.pixels, kept)
-        surprise = torch.full((len(kept),), torch.nan).index_put((found.targets,), found.surprise)
+        found = self._expected(number, hidden)
+        values = torch.full((grid[0] * grid[1] * grid[2],), torch.nan)
+        values[found.targets] = found.surprise
         picture = figures.strip(item.pixels, grid[0])
-        bank = self.bank()
-        own = self.subject.patches(item.pixels)
-        shown = [figures.figure("surprise: squared difference", picture, grid, surprise, 0.75)]
+        return figures.figure("surprise: squared difference", picture, grid, values, 0.75), _says(found)
+
+    def expect(self, number: int, hidden: list[int]) -> list[go.Figure]:
+        """The expectation and the truth as patches of other samples, for which these are encoded once."""
+        found, bank = self._expected(number, hidden), self.bank()
+        pixels = self.items[number].pixels
+        grid, own, shown = self.subject.grid(pixels), self.subject.patches(pixels), []
         for title, features in (
             ("expected, in patches of the data set", found.predicted),
             ("seen by the target encoder, likewise", found.seen),
@@ -94,7 +98,7 @@ class Answers:
             patches = own.clone()
             patches[found.targets] = bank.nearest(features, without=number)[:, 0]
             shown.append(figures.figure(title, figures.mosaic(patches, grid), grid))
-        return shown, _says(found)
+        return shown
 
     def hidden_picture(self, number: int, hidden: list[int]) -> go.Figure:
         """The input with the hidden patches dark, to draw a mask on."""
@@ -107,10 +111,7 @@ class Answers:
 
     def neighbours(self, number: int, hidden: list[int], token: int, count: int = 8) -> list[str]:
         """The patches of the data set that are nearest to what is predicted at one token, as image sources."""
-        grid = self.subject.grid(self.items[number].pixels)
-        kept = torch.zeros(grid[0] * grid[1] * grid[2], dtype=torch.bool)
-        kept[torch.tensor(hidden, dtype=torch.long)] = True
-        found = self.subject.expect(self.items[number].pixels, kept)
+        found = self._expected(number, hidden)
         row = (found.targets == token).nonzero()
         if not len(row):
             return []
@@ -179,6 +180,16 @@ class Answers:
         with self._lock:
             self.items.append(item)
             return len(self.items) - 1
+
+    def _expected(self, number: int, hidden: list[int]) -> Expectation:
+        return self._expectation(number, tuple(sorted(hidden)))
+
+    def _expect(self, number: int, hidden: tuple[int, ...]) -> Expectation:
+        pixels = self.items[number].pixels
+        steps, rows, columns = self.subject.grid(pixels)
+        kept = torch.zeros(steps * rows * columns, dtype=torch.bool)
+        kept[torch.tensor(hidden, dtype=torch.long)] = True
+        return self.subject.expect(pixels, kept)
 
     def _tokens(self, number: int, layer: int) -> Tensor:
         return self.subject.tokens(self.items[number].pixels, layer)

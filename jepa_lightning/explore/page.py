@@ -220,13 +220,17 @@ def _hiding(app: Dash, answers: Answers) -> None:
 
 
 def _expecting(app: Dash, answers: Answers) -> None:
-    @app.callback(
-        *[Output(name, "figure") for name in EXPECT], Output("says", "children"),
-        Input("hidden", "data"), State("item", "value"),
-    )  # fmt: skip
-    def expect(hidden: list[int], item: int) -> list[Any]:
-        found, why = _said(lambda: answers.expect(item, hidden))
-        return [figures.message(why), *[figures.message("")] * 2, ""] if found is None else [*found[0], found[1]]
+    asked = Input("hidden", "data"), State("item", "value")
+
+    @app.callback(Output("surprise", "figure"), Output("says", "children"), *asked)
+    def surprise(hidden: list[int], item: int) -> list[Any]:
+        found, why = _said(lambda: answers.surprise(item, hidden))
+        return [figures.message(why), ""] if found is None else list(found)
+
+    @app.callback(*[Output(name, "figure") for name in EXPECT[1:]], *asked)  # takes longer the first time
+    def expect(hidden: list[int], item: int) -> list[go.Figure]:
+        found, _ = _said(lambda: answers.expect(item, hidden))
+        return [figures.message("")] * 2 if found is None else found
 
     @app.callback(
         Output("near", "children"),

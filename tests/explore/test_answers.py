@@ -59,8 +59,8 @@ def test_the_frames_of_a_clip_stand_side_by_side(subject: SubjectFactory, items:
 
 
 def test_surprise_is_drawn_where_something_was_hidden_and_nowhere_else(answers: Answers) -> None:
-    shown, says = answers.expect(1, [2, 9])
-    surprise = values(shown[0])
+    shown, says = answers.surprise(1, [9, 2])
+    surprise = values(shown)
     assert np.isfinite(surprise).sum() == 2
     assert np.isfinite(surprise[0, 2])
     assert np.isfinite(surprise[2, 1])
@@ -68,9 +68,7 @@ def test_surprise_is_drawn_where_something_was_hidden_and_nowhere_else(answers: 
 
 
 def test_the_expectation_replaces_hidden_patches_by_those_of_other_samples(answers: Answers) -> None:
-    shown, _ = answers.expect(1, [2])
-    own = picture(answers.hidden_picture(1, []))
-    expected = picture(shown[1])
+    own, expected = picture(answers.hidden_picture(1, [])), picture(answers.expect(1, [2])[0])
     assert own.shape == expected.shape
     side = own.shape[0] // 4
     changed = (own != expected).any(axis=2)
