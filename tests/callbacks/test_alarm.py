@@ -129,6 +129,32 @@ def test_a_healthy_run_is_left_in_peace(
     assert not [record for record in caplog.records if "ALARM" in record.getMessage()]
 
 
+FAULTS = {
+    "EMA momentum 0": (["--model.momentum=Constant", "--model.momentum.value=0"], "--model.momentum"),
+    "predictor removed": (["--model.predictor.depth=0"], "--model"),
+    "LR x 30": (["--model.lr.peak=3e-2"], "--model.lr"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("config", ["ijepa.yaml", "vjepa2.yaml"])
+def test_a_shipped_configuration_that_is_made_to_collapse_is_stopped_within_200_steps(
+    config: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    changed, advice = FAULTS[fault]
+    rate = yaml.safe_load((CONFIGS / config).read_text())["model"]["init_args"]["lr"]["init_args"]["peak"]
+    changed = [option.replace("3e-2", str(30 * rate)) for option in changed]
+    main(["fit", f"--config={config}", *changed, "--alarm.stop=true", "--trainer.limit_val_batches=0",
+          "--probe.every_n_epochs=0", "--pictures.every_n_epochs=0"])  # fmt: skip
+    (path,) = tmp_path.rglob("last.ckpt")
+    assert 20 < torch.load(path, weights_only=True)["global_step"] <= 200
+    events = EventAccumulator(str(path.parents[1])).Reload()
+    (text,) = events.Tensors("alarm/text_summary")
+    assert f"Change first: {advice}" in text.tensor_proto.string_val[0].decode()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("config", HEALTHY)
 def test_the_shipped_configurations_are_left_in_peace(
