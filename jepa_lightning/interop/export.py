@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -91,11 +90,7 @@ def main(args: Sequence[str]) -> None:
     _check_free(Path(options.out).expanduser(), options.overwrite)  # before what takes long
     check_packages(options.to)
     _say(f"Reading {path}")
-    try:
-        source = open_source(path, options.branch, options.to == "meta", options.task, **given)
-    except ValueError as error:
-        here = re.sub(r"\(--model\.overrides\.([^;]+);.*?\)", r"(--\1)", str(error))  # as the option is called here
-        raise ValueError(here.replace("[HEIGHT,WIDTH]", "HEIGHT WIDTH")) from error
+    source = open_source(path, options.branch, options.to == "meta", options.task, **given)
     export(source, options.to, options.out, options.with_predictor, options.fixed_size, options.overwrite)
 
 

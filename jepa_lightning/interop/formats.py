@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jepa_lightning.interop import homes, tracing, usage
-from jepa_lightning.interop.foreign import reload_huggingface, reload_safetensors, reload_timm
 from jepa_lightning.interop.huggingface_names import PREDICTED
-from jepa_lightning.interop.huggingface_writer import write_huggingface
+from jepa_lightning.interop.huggingface_writer import reload_huggingface, write_huggingface
 from jepa_lightning.interop.meta_writer import reload_meta, write_meta
-from jepa_lightning.interop.safetensors_file import write_safetensors
-from jepa_lightning.interop.source import Functions, Source
-from jepa_lightning.interop.timm import write_timm
+from jepa_lightning.interop.safetensors_file import read_networks, write_safetensors
+from jepa_lightning.interop.source import Functions, Source, functions
+from jepa_lightning.interop.timm import reload_timm, write_timm
 
 
 class Format(NamedTuple):
@@ -47,6 +46,11 @@ class Format(NamedTuple):
 def _write_safetensors(source: Source, folder: Path) -> None:
     section = (source.config or {}).get("model", {}).get("init_args", {}).get("encoder")
     write_safetensors(source.networks, folder, section)
+
+
+def _reload_safetensors(folder: Path, source: Source) -> Functions:
+    """What our own networks compute, built from the file alone."""
+    return functions(source._replace(networks=read_networks(folder)._replace(mask_index=source.networks.mask_index)))
 
 
 FORMATS: dict[str, Format] = {
@@ -90,7 +94,7 @@ FORMATS: dict[str, Format] = {
         "jepa_lightning",
         homes.no_home_in_safetensors,
         _write_safetensors,
-        reload_safetensors,
+        _reload_safetensors,
         usage.safetensors,
     ),
     "meta": Format(
@@ -142,7 +146,7 @@ def prepared(name: str, source: Source, with_predictor: bool | None = None) -> S
     """
     known = formats()
     if with_predictor and source.networks.predictor is None:
-        has = f"a {source.predictor}, for which no format has a place" if source.predictor else "no predictor"
+        has = f"no predictor of tokens at positions, but {source.predictor}" if source.predictor else "no predictor"
         raise ValueError(f"{source.path} has {has}: leave out --with_predictor")
     wanted = _with(known[name], source, with_predictor)
     reason = known[name].no_home(wanted)

@@ -29,7 +29,8 @@ def local(directory: str | Path) -> Path:
             return Path(snapshot_download(str(directory), allow_patterns=["*.json", "*.safetensors"]))
         except (OSError, ValueError) as error:  # no network, or no such name: its errors are one or the other
             raise FileNotFoundError(
-                f"no such folder: {path}, and it cannot be downloaded: {str(error).splitlines()[0]}"
+                f"no such folder: {path}, and it cannot be downloaded ({str(error).splitlines()[0]}): without a "
+                f"network, copy it from elsewhere (hf download {directory} --local-dir FOLDER) and give the folder"
             ) from error
     raise FileNotFoundError(f"no such folder: {path}; give one with config.json and model.safetensors")
 

@@ -1,9 +1,10 @@
-"""Writes folders in Hugging Face's layout: IJepaModel, VJEPA2Model, VJEPA2ForVideoClassification."""
+"""Writes folders in Hugging Face's layout: IJepaModel, VJEPA2Model, VJEPA2ForVideoClassification; and reloads them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from jepa_lightning.interop.huggingface_names import IJEPA, VJEPA2, VJEPA2_PREDI
 from jepa_lightning.interop.networks import Networks, Preprocessing, mlp_ratio
 from jepa_lightning.interop.renaming import to_theirs
 from jepa_lightning.interop.safetensors_file import BRANCH
+from jepa_lightning.interop.source import Functions, Source
 from jepa_lightning.models import Predictor, VisionTransformer
 from jepa_lightning.models.layers import MLP, NORM_EPS
 
@@ -42,6 +44,39 @@ def write_huggingface(networks: Networks, folder: Path) -> None:
     _write(folder / "config.json", config)
     _write(folder / name, processor)
     save_file(state, folder / "model.safetensors", {"format": "pt", BRANCH: networks.branch})
+
+
+def reload_huggingface(folder: Path, source: Source) -> Functions:
+    """What transformers computes.
+
+    Raises:
+        ValueError: If it misses a tensor, or does not know one.
+    """
+    import transformers
+
+    kind = json.loads((folder / "config.json").read_text())["architectures"][0]
+    with _quiet(transformers.utils.logging):
+        model, about = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True)
+    wrong = {name: sorted(map(str, found)) for name, found in about.items() if found}
+    if wrong:
+        raise ValueError(f"transformers' {kind} does not take the tensors that were written: {wrong}")
+    model.eval()
+    if kind == "IJepaModel":
+        return Functions(encode=lambda inputs: model(inputs).last_hidden_state)
+    base: Any = model.vjepa2 if kind == "VJEPA2ForVideoClassification" else model
+
+    def encode(inputs: Tensor) -> Tensor:
+        """Transformers has time before channels."""
+        return base(inputs.transpose(1, 2), skip_predictor=True).last_hidden_state
+
+    def predict(tokens: Tensor, context: Tensor, targets: Tensor) -> Tensor:
+        return base.predictor(tokens, [context], [targets]).last_hidden_state
+
+    def classify(inputs: Tensor) -> Tensor:
+        return model(inputs.transpose(1, 2)).logits
+
+    has_predictor, has_probe = source.networks.predictor is not None, base is not model
+    return Functions(encode, classify if has_probe else None, predict if has_predictor else None)
 
 
 def _ijepa_config(encoder: VisionTransformer) -> dict[str, Any]:
@@ -193,3 +228,17 @@ def _hidden(block: nn.Module) -> int:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Without the progress bars and the advice of transformers, which are for what it downloads."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -120,6 +120,11 @@ def depth_of(state: State, blocks: str) -> int:
     return len({name.split(".")[1] for name in state if name.startswith(f"{blocks}.")})
 
 
+def _options(what: str, of_export: str | None = None) -> str:
+    """How a person says it on the command line."""
+    return f"export, explore: --{of_export or what}; evaluate: --overrides.{what}; others: --model.overrides.{what}"
+
+
 def heads_of(path: Path, embed_dim: int, published: dict[int, int]) -> int:
     """Attention heads by the width of the network.
 
@@ -129,7 +134,7 @@ def heads_of(path: Path, embed_dim: int, published: dict[int, int]) -> int:
     if embed_dim not in published:
         raise ValueError(
             f"{path}: embed_dim {embed_dim} is no published size: give num_heads=, which no tensor shows "
-            "(--model.overrides.num_heads N; jepa evaluate: --overrides.num_heads N)"
+            f"({_options('num_heads N')})"
         )
     return published[embed_dim]
 
@@ -144,6 +149,6 @@ def side_of(path: Path, tokens: int, patch_size: int) -> int:
     if side * side != tokens:
         raise ValueError(
             f"{path}: {tokens} positions are no square grid: give img_size=(height, width) "
-            "(--model.overrides.img_size [HEIGHT,WIDTH]; jepa evaluate: --overrides.img_size [HEIGHT,WIDTH])"
+            f"({_options('img_size [HEIGHT,WIDTH]', 'img_size HEIGHT WIDTH')})"
         )
     return side * patch_size

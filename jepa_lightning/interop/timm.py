@@ -7,6 +7,7 @@ the attention heads: they follow from a ``config.json`` beside it, from a publis
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +27,7 @@ from jepa_lightning.interop.networks import (
     papers_preprocessing,
 )
 from jepa_lightning.interop.safetensors_file import BRANCH, read_tensors
+from jepa_lightning.interop.source import Functions, Source
 from jepa_lightning.models import VisionTransformer
 from jepa_lightning.models.layers import MLP
 from jepa_lightning.untrusted import read_torch
@@ -124,6 +126,15 @@ def write_timm(networks: Networks, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     state = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
     save_file(state, folder / FILES[0], {"format": "pt", BRANCH: networks.branch})
+
+
+def reload_timm(folder: Path, source: Source) -> Functions:
+    """What timm computes."""
+    import timm
+
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    encode: Callable[[Tensor], Tensor] = cast(Any, model).forward_features
+    return Functions(encode=encode)
 
 
 def _found(path: Path) -> tuple[Path, dict[str, Any]]:

@@ -13,11 +13,12 @@ from torch import Tensor
 import jepa_lightning as jl
 from jepa_lightning.interop import export as module
 from jepa_lightning.interop.export import export, main
-from jepa_lightning.interop.foreign import reload_huggingface, reload_timm
+from jepa_lightning.interop.huggingface_writer import reload_huggingface
 from jepa_lightning.interop.meta import load_meta
 from jepa_lightning.interop.opening import open_source
 from jepa_lightning.interop.safetensors_file import read_networks
 from jepa_lightning.interop.source import Functions
+from jepa_lightning.interop.timm import reload_timm
 from jepa_lightning.interop.tracing import reload_onnx, reload_torch_export
 from jepa_lightning.masking import gather_tokens
 from jepa_lightning.models.pooling import AttentiveClassifier
@@ -179,9 +180,9 @@ def test_nothing_is_written_where_there_is_no_home(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_heads_that_are_missing_are_asked_for_under_the_name_of_the_option(tmp_path: Path) -> None:
+def test_heads_that_are_missing_are_asked_for_with_the_option(tmp_path: Path) -> None:
     path = str(FOLDER / "ijepa_tiny" / "checkpoint.pt")
-    with pytest.raises(ValueError, match=r"give num_heads=.* \(--num_heads N\)$"):
+    with pytest.raises(ValueError, match=r"give num_heads=.* \(export, explore: --num_heads N;"):
         main(["--ckpt_path", path, "--to", "timm", "--out", str(tmp_path / "out")])
 
 

@@ -24,7 +24,7 @@ def test_the_person_has_the_last_word_on_the_predictor(clip_source: Any) -> None
     with pytest.raises(ValueError, match=r"some.ckpt has no predictor: leave out --with_predictor"):
         prepared("onnx", clip_source(), True)
     config = {"model": {"init_args": {"predictor": {"class_path": "jepa_lightning.models.ActionPredictor"}}}}
-    with pytest.raises(ValueError, match=r"has a ActionPredictor, for which no format has a place: leave out --with_p"):
+    with pytest.raises(ValueError, match=r"has no predictor of tokens at positions, but ActionPredictor: leave ou"):
         prepared("onnx", clip_source()._replace(config=config), True)
 
 

@@ -341,6 +341,6 @@ def test_without_a_network_the_name_is_told(tmp_path: Path, monkeypatch: pytest.
     pytest.importorskip("huggingface_hub")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    message = re.escape("no such folder: someone/model, and it cannot be downloaded: cannot reach the hub")
-    with pytest.raises(FileNotFoundError, match=f"^{message}$"):
+    message = re.escape("no such folder: someone/model, and it cannot be downloaded (cannot reach the hub): without a ")
+    with pytest.raises(FileNotFoundError, match=f"^{message}"):
         jl.load_encoder("someone/model")
