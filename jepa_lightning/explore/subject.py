@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from threading import Lock
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,7 @@ class Expectation(NamedTuple):
 
 
 class Subject:
-    """Networks of a checkpoint.
+    """Networks of a checkpoint; asked from several threads they run one after the other.
 
     Args:
         encoder: The encoder that is looked at (the target encoder of a JEPA).
@@ -55,6 +56,7 @@ class Subject:
         std: tuple[float, ...],
     ) -> None:
         self.encoder, self.context_encoder, self.predictor = encoder, context_encoder, predictor
+        self._alone = Lock()  # attention is seen by hooks, which other threads' passes would call too
         self.mean, self.std = torch.tensor(mean).view(1, -1, 1, 1, 1), torch.tensor(std).view(1, -1, 1, 1, 1)
 
     @property
@@ -83,18 +85,37 @@ class Subject:
     @torch.no_grad()
     def tokens(self, pixels: Pixels, layer: int = -1) -> Float[Tensor, "tokens dim"]:
         """Features of every patch after a layer, which is ignored where there is only one."""
-        inputs = self.inputs(pixels)
-        tokens = self.encoder(inputs) if self.depth == 1 else self.encoder(inputs, layers=layer)
-        return tokens[0].float().cpu()
+        with self._alone:
+            return self.encoder(self.inputs(pixels), **self._at(layer))[0].float().cpu()
 
-    @torch.no_grad()
     def attention(self, pixels: Pixels, layer: int = -1) -> Float[Tensor, "heads tokens tokens"]:
         """Softmax attention of a layer; row i says what token i attends to.
 
         Raises:
             ValueError: If the network has no softmax attention.
         """
-        return attention_maps(self.encoder, self.inputs(pixels), blocks=(layer,))[0][0].cpu()
+        return self.look(pixels, layer)[0]
+
+    @torch.no_grad()
+    def look(
+        self, pixels: Pixels, layer: int = -1
+    ) -> tuple[Float[Tensor, "heads tokens tokens"], Float[Tensor, "tokens dim"]]:
+        """Attention and tokens of a layer, from one pass.
+
+        Raises:
+            ValueError: If the network has no softmax attention.
+        """
+        found: list[Tensor] = []
+        with self._alone:
+            hook = self.encoder.register_forward_hook(lambda _, args, output: found.append(output))
+            try:
+                (maps,) = attention_maps(self.encoder, self.inputs(pixels), blocks=(layer,), **self._at(layer))
+            finally:
+                hook.remove()
+        return maps[0].cpu(), found[-1][0].float().cpu()  # the call for a layer makes another within it
+
+    def _at(self, layer: int) -> dict[str, Any]:
+        return {} if self.depth == 1 else {"layers": layer}
 
     @torch.no_grad()
     def expect(self, pixels: Pixels, hidden: Bool[Tensor, " tokens"]) -> Expectation:
@@ -112,10 +133,11 @@ class Subject:
         inputs = self.inputs(pixels)
         places = hidden.to(inputs.device)
         context, targets = (~places).nonzero().T, places.nonzero().T  # (1, Nc), (1, K)
-        features = F.layer_norm(self.encoder(inputs).float(), (self.encoder.embed_dim,))[0]
-        shown = self.context_encoder(inputs, context)
         family = 0 if hidden.float().mean() < 0.5 else 1  # V-JEPA: short masks, then long ones
-        predicted = self.predictor(shown, context, targets.unsqueeze(1), family, self.grid(pixels))[0, 0].float()
+        with self._alone:
+            features = F.layer_norm(self.encoder(inputs).float(), (self.encoder.embed_dim,))[0]
+            shown = self.context_encoder(inputs, context)
+            predicted = self.predictor(shown, context, targets.unsqueeze(1), family, self.grid(pixels))[0, 0].float()
         seen = features[targets[0]]
         surprise, against_mean = ((p - seen).square().mean(dim=1) for p in (predicted, features.mean(dim=0)))
         return Expectation(*(part.cpu() for part in (targets[0], predicted, seen, surprise, against_mean)))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 
 from jepa_lightning.explore.items import Item
 from jepa_lightning.explore.subject import Bank, Subject, perplexity, similarity
+from jepa_lightning.models.attention_maps import attention_maps
 
 SubjectFactory = Callable[..., Subject]
 ItemFactory = Callable[..., list[Item]]
@@ -90,3 +92,29 @@ def test_perplexity_is_the_number_of_tokens_that_share_the_attention() -> None:
 def test_similarity_is_the_cosine() -> None:
     tokens = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
     torch.testing.assert_close(similarity(tokens, 0), torch.tensor([1.0, 0.0, 0.5**0.5]))
+
+
+def test_attention_and_tokens_of_one_pass_are_those_of_two(subject: SubjectFactory, items: ItemFactory) -> None:
+    network, (item,) = subject(), items(1)
+    passes: list[int] = []
+    network.encoder.patch_embed.register_forward_hook(lambda *_: passes.append(1))
+    for layer in (0, 1):
+        attention, tokens = network.look(item.pixels, layer)
+        inputs = network.inputs(item.pixels)
+        assert torch.equal(attention, attention_maps(network.encoder, inputs, blocks=(layer,))[0][0])
+        assert torch.equal(tokens, network.encoder(inputs, layers=layer)[0])
+    assert len(passes) == 2 * 3
+
+
+def test_questions_asked_at_once_get_the_answers_of_one_after_the_other(
+    subject: SubjectFactory, items: ItemFactory
+) -> None:
+    network, samples = subject(), items(24)
+    hidden = torch.arange(16) < 4
+    alone = [(network.attention(item.pixels, 0), network.expect(item.pixels, hidden).surprise) for item in samples]
+    with ThreadPoolExecutor(8) as pool:
+        maps = pool.map(lambda item: network.attention(item.pixels, 0), samples)
+        surprises = pool.map(lambda item: network.expect(item.pixels, hidden).surprise, samples)
+        for (attention, surprise), found, other in zip(alone, maps, surprises, strict=True):
+            assert torch.equal(attention, found)
+            assert torch.equal(surprise, other)
