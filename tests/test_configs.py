@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
 from inspect import isabstract
 from pathlib import Path
 from typing import Any
@@ -112,7 +116,7 @@ def test_the_giant_has_the_published_number_of_parameters() -> None:
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
-def test_a_config_runs_stops_resumes_validates_and_loads(
+def test_a_config_runs_stops_resumes_validates_loads_and_is_exported(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -128,3 +132,50 @@ def test_a_config_runs_stops_resumes_validates_and_loads(
     assert isinstance(module, Method)
     assert type(module).__name__ == model_of(name)["class_path"]
     assert JEPADataModule.__subclasses__()
+    if isinstance(module, jl.JEPA):
+        main(["export", "--ckpt_path=last.ckpt", "--to=safetensors", "--out=exported"])
+        parity = json.loads(Path("exported/parity.json").read_text())
+        assert parity["passed"]
+
+
+def leaves(content: Any) -> list[Any]:
+    """What is in dictionaries and lists, at any depth, with the keys."""
+    if isinstance(content, dict):
+        return [leaf for key, value in content.items() for leaf in [key, *leaves(value)]]
+    return [leaf for part in content for leaf in leaves(part)] if isinstance(content, list | tuple) else [content]
+
+
+KILL = """
+import os, signal, sys
+from lightning import Callback
+from jepa_lightning.cli import main
+class Kill(Callback):
+    def on_train_batch_end(self, trainer, *rest):
+        if trainer.global_step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+main([*sys.argv[1:], "--trainer.callbacks+=__main__.Kill"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_a_killed_run_of_a_config_resumes_bit_for_bit(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = ["fit", f"--config={name}", *FEW, "--checkpoints.every_n_steps=2"]
+    if is_probe(name):
+        few.append(f"--model.checkpoint={request.getfixturevalue('pretrained')}")
+    main([*few, "--trainer.logger.init_args.name=whole"])
+    few.append("--trainer.logger.init_args.name=parts")
+    killed = subprocess.run([sys.executable, "-c", KILL, *few], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = Path("runs/parts").rglob("last.ckpt")
+    assert torch.load(left, weights_only=True)["global_step"] == 4
+    main([*few, f"--ckpt_path={left}"])
+    ends = [max(Path("runs", run).rglob("last.ckpt")) for run in ("whole", "parts")]
+    whole, parts = (torch.load(path, weights_only=True) for path in ends)
+    assert whole["global_step"] == parts["global_step"] == 6
+    for part in ("state_dict", "optimizer_states"):
+        for a, b in zip(leaves(parts[part]), leaves(whole[part]), strict=True):
+            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b

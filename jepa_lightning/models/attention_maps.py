@@ -13,6 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from jepa_lightning.models.energy_transformer import EnergyAttention, EnergyTransformer
 from jepa_lightning.models.layers import Attention
+from jepa_lightning.models.packing import Packing
+from jepa_lightning.models.positions import Rotation
 
 
 @torch.no_grad()
@@ -47,12 +49,12 @@ def attention_maps(
     wanted = {number % depth for number in blocks}
     maps: dict[int, Tensor | None] = {}
 
-    def look(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def look(layer: nn.Module, args: tuple[Any, ...]) -> None:
         number = len(maps)
-        maps[number] = _map_of(layer, *args, **kwargs) if number in wanted else None
+        maps[number] = _map_of(layer, *args) if number in wanted else None
 
     layers = [layer for layer in network.modules() if isinstance(layer, Attention | EnergyAttention)]
-    hooks = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
     try:
         with torch.compiler.set_stance("force_eager"):  # compiled code does not see new hooks
             network(*inputs, **options)
@@ -96,8 +98,14 @@ class _Softmax(TorchFunctionMode):
         return result
 
 
-def _map_of(layer: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+def _map_of(
+    layer: nn.Module, x: Tensor, rotation: Rotation | None = None, packing: Packing | None = None, *args: Any
+) -> Tensor:
     """The map of one layer, which for this runs a second time; where its parameters are sharded, they are whole now."""
+    if packing is not None and packing.runs:  # of all sequences in one table, not of each length in its own
+        if rotation is not None:
+            rotation = Rotation(*(packing.pad(part[:, 0]).unsqueeze(1) for part in rotation))
+        packing = packing._replace(runs=())
     with _Softmax() as seen:
-        layer.forward(*args, **kwargs)
+        layer.forward(x, rotation, packing, *args)
     return seen.maps

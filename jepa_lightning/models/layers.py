@@ -43,29 +43,31 @@ class Attention(nn.Module):
             rotation: How queries and keys are rotated; with packing that of the padded table, or of the sorted list.
             packing: Which sequences the list holds.
         """
-        qkv = self.qkv(x)
-        if packing is None:
-            return self.proj(self._mixed(qkv, rotation))
-        if not packing.runs:
-            return self.proj(packing.pack(self._mixed(packing.pad(qkv), rotation, packing.keep)))
-        turns: list[Rotation | None] = [None] * len(packing.runs)
-        if rotation is not None:
-            cos, sin = (packing.tables(part[:, 0]) for part in rotation)
-            turns = [Rotation(c.unsqueeze(1), s.unsqueeze(1)) for c, s in zip(cos, sin, strict=True)]
-        mixed = [self._mixed(table, turn) for table, turn in zip(packing.tables(qkv), turns, strict=True)]
-        return self.proj(torch.cat([table.flatten(0, 1) for table in mixed]).unsqueeze(0))
+        qkv, split = self.qkv(x), (3, self.num_heads, -1)
+        if packing is not None and packing.runs:
+            turns: list[Rotation | None] = [None] * len(packing.runs)
+            if rotation is not None:
+                cos, sin = (packing.tables(part[:, 0]) for part in rotation)
+                turns = [Rotation(c.unsqueeze(1), s.unsqueeze(1)) for c, s in zip(cos, sin, strict=True)]
+            tables = zip(packing.tables(qkv.unflatten(2, split)), turns, strict=True)
+            mixed = torch.cat([self._mixed(table, turn).reshape(-1, x.shape[2]) for table, turn in tables])
+            return self.proj(mixed.unsqueeze(0))
+        if packing is not None:
+            mixed = self._mixed(packing.pad(qkv).unflatten(2, split), rotation, packing.keep)
+            return self.proj(packing.pack(mixed.flatten(2)))
+        return self.proj(self._mixed(qkv.unflatten(2, split), rotation).flatten(2))
 
     def _mixed(
         self,
-        qkv: Float[Tensor, "batch tokens dims"],
+        qkv: Float[Tensor, "batch tokens 3 heads head_dim"],
         rotation: Rotation | None,
         keep: Bool[Tensor, "batch 1 1 tokens"] | None = None,
-    ) -> Float[Tensor, "batch tokens dim"]:
-        """The values that each token of a sequence gets, of all heads side by side."""
-        q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, head_dim)
+    ) -> Float[Tensor, "batch tokens heads head_dim"]:
+        """The values that each token of a sequence gets."""
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, head_dim)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=keep).transpose(1, 2).flatten(2)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=keep).transpose(1, 2)
 
 
 class MLP(nn.Module):

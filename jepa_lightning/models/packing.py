@@ -64,7 +64,7 @@ class Packing(NamedTuple):
     def tables(self, x: Float[Tensor, "1 total *dims"]) -> list[Float[Tensor, "rows length *dims"]]:
         """Of a sorted list a view of each run."""
         parts = x.split([rows * length for rows, length in self.runs], dim=1)
-        return [part.unflatten(1, run)[0] for part, run in zip(parts, self.runs, strict=True)]
+        return [part.reshape(*run, *part.shape[2:]) for part, run in zip(parts, self.runs, strict=True)]
 
     def spread(self, x: Float[Tensor, "rows 1 1"]) -> Float[Tensor, "1 total 1"]:
         """A number of each sequence for each of its tokens."""
