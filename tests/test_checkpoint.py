@@ -187,3 +187,20 @@ def test_the_checkpoint_of_a_probe_is_no_pretraining(tmp_path: Path) -> None:
         FileNotFoundError, match=r"probe.ckpt needs the encoder .*/a.ckpt is neither .*load\(path, checkpoint=\.\.\.\)$"
     ):
         jl.load(path)
+
+
+def test_a_fine_tuned_encoder_is_read_as_any_other(tmp_path: Path) -> None:
+    schedule = {"class_path": "jepa_lightning.schedules.Constant", "init_args": {"value": 0.1}}
+    arguments = {"checkpoint": str(save(tmp_path / "a.ckpt")), "lr": schedule}
+    config = {"class_path": "jepa_lightning.methods.FineTune", "init_args": arguments}
+    module: Any = build(config)
+    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    module.trainer.datamodule = jl.data.ImageDataModule(img_size=32, patch_size=8)  # type: ignore[attr-defined]
+    module.configure_model()
+    with torch.no_grad():
+        module.encoder.norm.bias += 1.0
+    encoder = jl.load_encoder(save(tmp_path / "tuned.ckpt", config, state_dict=module.state_dict()))
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(encoder(images), module.encoder.eval()(images))
+    assert not torch.equal(encoder(images), jl.load_encoder(tmp_path / "a.ckpt")(images))
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())

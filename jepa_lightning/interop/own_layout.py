@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from jepa_lightning.checkpoint import CONFIG_KEY
+from jepa_lightning.checkpoint import CONFIG_KEY, load
 from jepa_lightning.interop.description import build_encoder, build_predictor, device_for
 from jepa_lightning.interop.networks import IMAGENET_MEAN, IMAGENET_STD, Branch, Networks, Preprocessing, filled
 
@@ -31,6 +31,9 @@ def own_networks(path: Path, content: dict[str, Any], branch: Branch, predictor:
     model, state = config["model"], content["state_dict"]
     arguments = model.get("init_args", {})
     name = NETWORK_OF[branch]
+    if "encoder" not in arguments and any(key.startswith("encoder.") for key in state):  # fine-tuned
+        tuned = load(path).frozen_encoder()  # its sizes stand in the checkpoint that it began with
+        return Networks(tuned, branch, preprocessing_of(config.get("data") or {}, tuned.img_size))
     if "encoder" not in arguments:
         kind = str(model.get("class_path")).split(".")[-1]
         raise ValueError(f"{path} holds {kind}, which has no {name}: give the checkpoint of a pretraining")
