@@ -27,9 +27,10 @@ def module(method: str) -> JEPA:
     schedules = (Constant(1e-3), Constant(0.1), Linear(0.5, 1.0))
     if method in ("ijepa", "cjepa", "ijepa_sigreg", "energy"):
         blocks = EnergyBlocks() if method == "energy" else None
+        std = None if method == "energy" else 0.02  # Adam makes steps of the rounding errors of larger key biases
         networks = (
-            VisionTransformer(32, 8, 3, 32, 2, 2, init_std=None, blocks=blocks),
-            partial(Predictor, embed_dim=16, depth=1, init_std=None, blocks=blocks),
+            VisionTransformer(32, 8, 3, 32, 2, 2, init_std=std, blocks=blocks),
+            partial(Predictor, embed_dim=16, depth=1, init_std=std, blocks=blocks),
         )
         if method == "ijepa_sigreg":
             sigreg = SIGReg(num_slices=16)

@@ -82,7 +82,8 @@ def read(path: Path) -> Report:
 def merged(results: Iterable[Result]) -> list[Result]:
     """The same protocol on several runs as one result with a value for each run.
 
-    A run of several draws counts by their mean. What is the same in all runs, as the raw pixels are, stays one value.
+    A run of several draws counts by their mean. Raw pixels are the same in all runs and stay one value; seeds that
+    agree by chance are still several.
     """
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
@@ -91,7 +92,8 @@ def merged(results: Iterable[Result]) -> list[Result]:
     for group in groups.values():
         done = [result for result in group if result.values]
         first = (done or group)[0]
-        if len({result.values for result in done}) <= 1:
+        same = len({result.values for result in done}) <= 1 and first.encoder == "raw pixels"
+        if len(done) <= 1 or same:
             found.append(first)
             continue
         means = tuple(math.fsum(result.values) / len(result.values) for result in done)
