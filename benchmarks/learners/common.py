@@ -1,0 +1,127 @@
+"""What the learners have in common: images in memory, a loop with warm-up and cosine, features on the way.
+
+Imports nothing of jepa_lightning, so that it runs in the environments of peers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+WARMUP = 0.1
+"""Share of the steps in which the learning rate rises."""
+POINTS = 4
+"""Times that features are written, beside the start."""
+
+
+def arguments() -> argparse.Namespace:
+    """What `learning.py` tells a learner."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--config", default="ijepa.yaml")
+    parser.add_argument("--shape", type=json.loads, required=True, help="sizes of the networks of our recipe, as JSON")
+    parser.add_argument("--option", action="append", default=[])
+    parser.add_argument("--timing", action="store_true", help="only say how long a step takes")
+    return parser.parse_args()
+
+
+def normalized(images: np.ndarray | Tensor) -> Tensor:
+    """uint8 (N, H, W, 3) -> (N, 3, H, W) with the mean and deviation that networks are used to."""
+    x = torch.as_tensor(images).permute(0, 3, 1, 2).float() / 255
+    return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+def marks(steps: int) -> list[int]:
+    """The steps after which features are written."""
+    return sorted({0, *(round(steps * part / POINTS) for part in range(1, POINTS + 1))})
+
+
+@torch.no_grad()
+def write_features(encode: Callable[[Tensor], Tensor], images: Path, path: Path) -> None:
+    """Features (N, D) of all clean images, of normalised (B, 3, H, W)."""
+    arrays = np.load(images)
+    found = {}
+    for name in ("train", "report"):
+        parts = np.array_split(arrays[f"{name}_x"], max(1, len(arrays[f"{name}_x"]) // 250))
+        found[name] = torch.cat([encode(normalized(part)).float() for part in parts]).numpy()
+    np.savez(path, **found)
+
+
+class Training:
+    """Counts the time of steps, and nothing else."""
+
+    def __init__(
+        self, given: argparse.Namespace, batch_size: int, encode: Callable[[Tensor], Tensor], about: dict[str, Any]
+    ) -> None:
+        self.given, self.batch_size, self.encode, self.about = given, batch_size, encode, about
+        self.seconds, self.points = 0.0, []
+
+    def steps(self, optimizer: torch.optim.Optimizer, lr: float) -> Iterator[float]:
+        """One for each step: the share of the training that is over; sets the learning rate, writes features."""
+        total = self.given.steps
+        self._write(0)
+        begun = time.perf_counter()
+        for step in range(total):
+            if self.given.timing and step == total // 3:  # the first ones are slower
+                begun = time.perf_counter()
+            done = step / total
+            rise = min(1.0, (step + 1) / max(1, WARMUP * total))
+            fall = 0.5 * (1 + math.cos(math.pi * max(0.0, done - WARMUP) / (1 - WARMUP)))
+            for group in optimizer.param_groups:
+                group["lr"] = lr * rise * fall
+            yield done
+            if step + 1 in marks(total) and not self.given.timing:
+                self.seconds += time.perf_counter() - begun
+                self._write(step + 1)
+                begun = time.perf_counter()
+        if self.given.timing:
+            self.seconds = (time.perf_counter() - begun) / (total - total // 3)
+
+    def _write(self, step: int) -> None:
+        if not self.given.timing:
+            write_features(self.encode, self.given.images, self.given.out / f"{step}.npz")
+            self.points.append({"step": step, "seconds": self.seconds, "images": step * self.batch_size})
+
+    def tell(self) -> None:
+        """The last line, which `learning.py` reads."""
+        print(json.dumps({"seconds_per_step": self.seconds, "about": self.about, "points": self.points}))
+
+
+def batches(images: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarray]:
+    """Places of the images of one batch after the other, each epoch in a new order."""
+    random = np.random.default_rng(seed)
+    while True:
+        order = random.permutation(len(images))
+        yield from order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
+
+
+def crops(images: np.ndarray, scale: tuple[float, float], flip: bool = False) -> Tensor:
+    """A random resized crop of each, uint8 (N, H, W, 3) -> normalised (N, 3, H, W), as one operation on the batch."""
+    x = normalized(images)
+    area = torch.empty(len(x)).uniform_(*scale)
+    ratio = torch.exp(torch.empty(len(x)).uniform_(math.log(3 / 4), math.log(4 / 3)))
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    place = torch.zeros(len(x), 2, 3)
+    mirror = torch.where(torch.rand(len(x)) < 0.5, -1.0, 1.0) if flip else torch.ones(len(x))
+    place[:, 0, 0], place[:, 0, 2] = width * mirror, (2 * torch.rand(len(x)) - 1) * (1 - width)
+    place[:, 1, 1], place[:, 1, 2] = height, (2 * torch.rand(len(x)) - 1) * (1 - height)
+    where = nn.functional.affine_grid(place, list(x.shape), align_corners=False)
+    return nn.functional.grid_sample(x, where, align_corners=False, padding_mode="reflection")
+
+
+def parameters(*networks: nn.Module) -> int:
+    """Trained parameters."""
+    return sum(p.numel() for network in networks for p in network.parameters() if p.requires_grad)

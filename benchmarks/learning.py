@@ -1,0 +1,259 @@
+"""What recipes learn in equal time: probes of frozen features against seconds of training, for several seeds.
+
+Each learner is a script of `learners/`, run alone, one after the other, by a Python that has what it needs, on the same
+images: the training split of a data set, at one size, as uint8. It is first timed for a few steps and then trains for
+as many steps as fit the seconds that all have; schedules (warm-up, cosine, EMA) end with them. On the way it
+writes average-pooled features of clean images of the training and of the reported split, which takes no time off the
+budget. All classifiers are ours, the same for all, and are fitted here: exact k-NN and logistic regression of
+`jepa evaluate`, whose k, temperature and weight decay are chosen on a tenth of the training split.
+
+    python benchmarks/learning.py --data scenes --seconds 240 --seeds 0 1 2 --peers PYTHON
+
+`--peers` is the Python of an environment that has lightly and stable-pretraining (and lightning, torchvision) beside
+torch; without it only what needs this package alone is run. Draws learning.png, writes learning.json and learning.md.
+Nothing may be chosen by `--split test`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from tqdm import tqdm
+
+from jepa_lightning.data import DigitScenes, Folder, Torchvision
+from jepa_lightning.data.sources import Images, ImageSource
+from jepa_lightning.data.transforms import CleanTransform
+from jepa_lightning.evaluation.features import Features
+from jepa_lightning.evaluation.intervals import student
+from jepa_lightning.evaluation.protocols import Protocols, split_features
+from jepa_lightning.evaluation.provenance import commit, hardware
+from jepa_lightning.finding import find_config
+from jepa_lightning.metrics import rankme
+
+LEARNERS = Path(__file__).parent / "learners"
+PEERS = ("lightly_ijepa", "lightly_simclr", "stable_pretraining_ijepa")
+OURS = ("ours", "supervised")
+PROTOCOLS = Protocols(
+    k=(5, 20, 100), temperature=(0.07, float("inf")), weight_decay=(1e-4, 1e-3, 1e-2, 1e-1), shots=(), fractions=()
+)
+
+
+@dataclass
+class Data:
+    """Images that learners see.
+
+    Attributes:
+        source: Where they come from.
+        size: Side in pixels.
+        config: Our recipe for them.
+        options: How `jepa fit` is told of them.
+    """
+
+    source: ImageSource
+    size: int
+    config: str
+    options: list[str]
+
+
+def data_of(name: str, root: str, config: str | None, size: int | None) -> Data:
+    """The embedded scenes, Fashion-MNIST, or a folder of images."""
+    if name == "scenes":
+        return Data(DigitScenes(), size or 48, config or "ijepa.yaml", [])
+    if name == "fashion":
+        options = [f"--data.source.init_args.root={root}"]
+        return Data(Torchvision("FashionMNIST", root), size or 28, config or "ijepa_fashion_mnist.yaml", options)
+    if config is None or size is None:
+        raise SystemExit(
+            f"--data {name} is a folder: say also --config and --size (the img_size of the config's encoder)"
+        )
+    return Data(Folder(name), size, config, [f"--data.root={name}"])
+
+
+def write_images(data: Data, split: str, path: Path) -> None:
+    """All that learners are told: images (N, H, W, 3) and labels of the training and the reported split."""
+    arrays: dict[str, Any] = {}
+    data.source.prepare()
+    clean = CleanTransform((data.size, data.size))
+    for name, part in (("train", "train"), ("report", split)):
+        images: Images = data.source.split(part)  # type: ignore[assignment,arg-type]
+        rows = [clean_pixels(images, i, data.size, clean) for i in tqdm(range(len(images)), desc=f"reading {part}")]
+        arrays[f"{name}_x"], arrays[f"{name}_y"] = np.stack(rows), np.array(images.labels)
+    np.savez(path, **arrays)
+
+
+def clean_pixels(images: Images, index: int, size: int, clean: CleanTransform) -> np.ndarray:
+    """One image (H, W, 3); as it is, if it has the size."""
+    image = images.image(index)
+    return np.asarray(image) if image.size == (size, size) else clean(image).permute(1, 2, 0).numpy()
+
+
+def shape(config: str) -> dict[str, int]:
+    """Sizes of the networks of our recipe, which peers' have too."""
+    model = yaml.safe_load(Path(find_config(config)).read_text())
+    encoder, predictor = (model["model"]["init_args"][name]["init_args"] for name in ("encoder", "predictor"))
+    sizes = {name: encoder[name] for name in ("img_size", "patch_size", "embed_dim", "depth", "num_heads")}
+    sizes |= {f"predictor_{name}": predictor[name] for name in ("embed_dim", "depth")}
+    return {**sizes, "batch_size": model["data"]["init_args"]["batch_size"]}
+
+
+def run(learner: str, python: str, arguments: list[str], threads: int) -> dict[str, Any]:
+    """Run a learner; what it prints in its last line.
+
+    Raises:
+        SystemExit: If it fails; with what it said.
+    """
+    command = [python, str(LEARNERS / f"{learner}.py"), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "JEPA_TRACEBACK": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def curve(learner: str, python: str, data: Data, seed: int, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Train for the seconds that all have, and score what was written on the way."""
+    folder = options.out / options.data.replace("/", "_") / learner / str(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    common = [f"--images={options.images}", f"--out={folder}", f"--seed={seed}", f"--config={data.config}"]
+    common += [f"--shape={json.dumps(shape(data.config))}", *(f"--option={option}" for option in data.options)]
+    timed = run(learner, python, [*common, f"--steps={options.timed_steps}", "--timing"], options.threads)
+    steps = max(options.timed_steps, int(options.seconds / timed["seconds_per_step"]))
+    told = run(learner, python, [*common, f"--steps={steps}"], options.threads)
+    for point in told["points"]:
+        scores = score(np.load(folder / f"{point['step']}.npz"), options.images)
+        yield {"learner": learner, "seed": seed, **told["about"], **point, **scores}
+
+
+def score(features: Any, images: Path) -> dict[str, float]:
+    """Top-1 of both classifiers, in per cent, and RankMe."""
+    labels = np.load(images)
+    train, report = (
+        Features(torch.from_numpy(features[name]), torch.from_numpy(labels[f"{name}_y"]).long())
+        for name in ("train", "report")
+    )
+    results = PROTOCOLS.results(split_features(train, report, None), "features")
+    knn, linear = (100 * result.values[0] for result in results)
+    return {"knn": knn, "linear": linear, "rankme": float(rankme(report.x))}
+
+
+def pixels(data: Data, images: Path) -> dict[str, Any]:
+    """The classifiers on the pixels themselves, of images of 32 x 32 where they are larger."""
+    arrays, flat = np.load(images), {}
+    for name in ("train", "report"):
+        x = torch.from_numpy(arrays[f"{name}_x"]).permute(0, 3, 1, 2).float() / 255
+        small = x if data.size <= 32 else F.interpolate(x, size=(32, 32), mode="bilinear", antialias=True)
+        flat[name] = small.flatten(1).numpy()
+    return {"learner": "raw pixels", "seed": 0, "step": 0, "seconds": 0.0, "images": 0, **score(flat, images)}
+
+
+def table(points: list[dict[str, Any]]) -> str:
+    """The last point of each learner and the first of ours, mean and 95 % interval over seeds."""
+    lines = [
+        "| learner | parameters | images | seconds | k-NN % | linear % | RankMe |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for learner in dict.fromkeys(point["learner"] for point in points):
+        of_one = [p for p in points if p["learner"] == learner]
+        rows = {"": [p for p in of_one if p["step"] == max(q["step"] for q in of_one)]}
+        if learner == "ours":
+            rows = {", random initialisation": [p for p in of_one if p["step"] == 0], **rows}
+        for what, row in rows.items():
+            mean = {name: np.mean([p[name] for p in row]) for name in ("images", "seconds", "rankme")}
+            values = [spread([p[name] for p in row]) for name in ("knn", "linear")]
+            numbers = [f"{mean['images']:,.0f}", f"{mean['seconds']:.0f}", *values, f"{mean['rankme']:.1f}"]
+            lines.append(f"| {learner}{what} | {row[0].get('parameters', '')} | {' | '.join(numbers)} |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float]) -> str:
+    """Mean, and half of Student's 95 % interval if there are several."""
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    found = student(values)
+    return f"{found.mean:.1f} ± {found.high - found.mean:.1f}"
+
+
+def plot(points: list[dict[str, Any]], path: Path) -> None:
+    """Both probes against seconds of training; a line for each seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    learners = list(dict.fromkeys(point["learner"] for point in points))
+    for axis, (name, title) in zip(
+        axes, (("knn", "k-NN top-1 (%)"), ("linear", "logistic regression top-1 (%)")), strict=True
+    ):
+        for number, learner in enumerate(learners):
+            of_one = [p for p in points if p["learner"] == learner]
+            if learner == "raw pixels":
+                axis.axhline(of_one[0][name], color="0.5", linestyle=":", label=learner)
+                continue
+            for seed in sorted({p["seed"] for p in of_one}):
+                line = sorted((p["seconds"], p[name]) for p in of_one if p["seed"] == seed)
+                label = learner.replace("_", " ") if seed == of_one[0]["seed"] else None
+                axis.plot(*zip(*line, strict=True), color=f"C{number}", marker="o", markersize=3, label=label)
+        axis.set(xlabel="seconds of training", title=title)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Run, score, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="scenes", help="scenes, fashion, or a folder of images")
+    parser.add_argument("--config", help="our recipe; a shipped name or a file")
+    parser.add_argument("--size", type=int, help="side of the images in pixels")
+    parser.add_argument("--root", default="~/data", help="where torchvision's data sets are")
+    parser.add_argument(
+        "--split", default="val", choices=("val", "test"), help="what is reported; choose nothing by test"
+    )
+    parser.add_argument("--learners", nargs="+", help=f"of {', '.join((*OURS, *PEERS))}; all that can run")
+    parser.add_argument("--peers", help="a Python with lightly and stable-pretraining")
+    parser.add_argument("--seconds", type=float, default=240.0, help="of training, for each learner and seed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--timed_steps", type=int, default=30, help="steps by which a learner is timed")
+    parser.add_argument("--out", type=Path, default=Path("runs/learning"))
+    options = parser.parse_args()
+    data = data_of(options.data, options.root, options.config, options.size)
+    options.out.mkdir(parents=True, exist_ok=True)
+    options.images = (options.out / f"{options.data.replace('/', '_')}_{data.size}_{options.split}.npz").resolve()
+    if not options.images.exists():
+        write_images(data, options.split, options.images)
+    learners = options.learners or [*OURS, *(PEERS if options.peers else ())]
+    points = [pixels(data, options.images)]
+    for seed in options.seeds:
+        for learner in learners:
+            python = options.peers if learner in PEERS else sys.executable
+            for point in curve(learner, python, data, seed, options):
+                points.append(point)
+                print({k: round(v, 1) if isinstance(v, float) else v for k, v in point.items()}, flush=True)
+    about = {
+        "command": " ".join(sys.argv),
+        "commit": commit(),
+        "hardware": hardware(torch.device("cpu")),
+        "split": options.split,
+    }
+    (options.out / "learning.json").write_text(json.dumps({"about": about, "points": points}, indent=1) + "\n")
+    (options.out / "learning.md").write_text(table(points) + "\n")
+    plot(points, options.out / "learning.png")
+    print(f"\n{table(points)}\n\nwritten to {options.out}")
+
+
+if __name__ == "__main__":
+    main()
