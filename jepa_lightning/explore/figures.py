@@ -97,7 +97,7 @@ def figure(
     hidden = {"visible": False, "constrain": "domain"}
     result.update_layout(
         title={"text": title, "font": {"size": 13}, "x": 0.02, "y": 0.97},
-        margin={"l": 4, "r": 4, "t": 30, "b": 4},
+        margin={"l": 4, "r": 4 if values is None else 60, "t": 30, "b": 4},  # room for the numbers of the bar
         height=side + 34,
         width=round(side * width / rows) + (70 if values is not None else 8),
         xaxis={**hidden, "range": [0, width]},
