@@ -20,10 +20,10 @@ import numpy as np
 from av.video.stream import VideoStream
 from jaxtyping import Float, UInt8
 from numpy.random import Generator
-from PIL import Image
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from jepa_lightning.data.embedded import clutter, default_cache, parts, piece, write_once
+from jepa_lightning.data.embedded import default_cache, parts, piece, stroke, write_once
 from jepa_lightning.data.sources import Split
 from jepa_lightning.data.video_sources import FileVideos, VideoSource
 
@@ -34,6 +34,8 @@ FRAMES, FPS, GOP = 24, 8, 8
 """Length of a clip, frames a second, frames from one that is coded by itself to the next."""
 SIDE = (0.34, 0.46)
 """Of the digit, over that of the frame."""
+CONTRAST = (0.2, 0.6)
+"""Of a photograph behind a digit, over its own: with more of it, a small model sees nothing else in minutes."""
 SPEED = (0.025, 0.04)
 """Sides of the frame that the digit goes from one frame to the next."""
 
@@ -100,17 +102,16 @@ def render(
         size: Side of the frames in pixels.
         random: Source of every choice.
     """
-    scene = piece(photographs, size, random)
+    scene = piece(photographs, size, CONTRAST, random)
     for _ in range(int(random.integers(1, 4))):
-        clutter(scene, piece(photographs, size, random), random)
+        clutter(scene, piece(photographs, size, CONTRAST, random), random)
     side = int(size * random.uniform(*SIDE))
-    stroke = Image.fromarray((digit * (255 / 16)).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
-    stroke = stroke.rotate(random.uniform(-15, 15), Image.Resampling.BILINEAR)
+    drawn = stroke(digit, side, 15.0, random)
     # Bright before dark and dark before bright, by the whole scene: by what is behind, colour would follow the path.
     low, high = (170, 256) if np.asarray(scene).mean() < 115 else (0, 70)
     colour = random.integers(low, high, size=3)
     path = MOTIONS[motion](float(size - side), size * random.uniform(*SPEED), random)
-    alpha = np.pad(np.asarray(stroke, dtype=np.float32) / 255, 1)
+    alpha = np.pad(np.asarray(drawn, dtype=np.float32) / 255, 1)
     frames = np.repeat(np.asarray(scene, dtype=np.float32)[None], len(path), axis=0)
     for frame, (x, y) in zip(frames, path, strict=True):
         shifted = _shift(alpha, x % 1, y % 1)
@@ -118,6 +119,18 @@ def render(
         shown = shifted[: where.shape[0], : where.shape[1], None]  # the row and column beyond the border are empty
         where += shown * (colour - where)
     return frames.round().astype(np.uint8)
+
+
+def clutter(scene: Image.Image, other: Image.Image, random: Generator) -> None:
+    """Paste an ellipse or a bar of another piece, so that edges alone do not show where the digit is."""
+    size = scene.width
+    mask = Image.new("L", scene.size)
+    width, height = random.uniform(0.05, 0.35, size=2) * size
+    x, y = random.uniform(0, size, size=2)
+    shape = ImageDraw.Draw(mask)
+    draw = shape.ellipse if random.random() < 0.5 else shape.rectangle
+    draw((x - width / 2, y - height / 2, x + width / 2, y + height / 2), fill=int(random.integers(120, 256)))
+    scene.paste(other, mask=mask)
 
 
 def _shift(padded: np.ndarray, x: float, y: float) -> np.ndarray:
