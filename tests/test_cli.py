@@ -92,7 +92,7 @@ def test_the_csv_has_the_columns_of_the_official_code(run: str) -> None:
     assert [row["itr"] for row in rows] == [str(i) for i in range(8)] * 2
     last = {name: float(value) for name, value in rows[-1].items()}
     assert last["lr"] == pytest.approx(1e-6)
-    assert last["weight decay"] == pytest.approx(0.4)
+    assert last["weight decay"] == pytest.approx(0.04)
     assert 0 < last["grad min"] <= last["grad first qkv"] <= last["grad max"]
     assert last["mask-A"] >= 1
     assert last["mask-B"] >= 1

@@ -1,9 +1,9 @@
 """The embedded data set: scikit-learn's handwritten digits in front of its photographs, written once as JPEG files.
 
 1,797 real digits (UCI, 8x8 pixels) and two photographs are all that is needed, and they come with scikit-learn: no
-download. A scene shows one light digit, at nearly the same place, size and tilt, before a dark piece of a photograph: what
-most of its patches show is the digit, so that a small encoder can learn it in minutes (docs/small-data.md has what came
-of harder scenes). Digits and pieces of photographs are never shared by splits.
+download. A scene shows one light digit, at nearly the same place, size and tilt, before a dark piece of a photograph:
+what most of its patches show is the digit, so that a small encoder can learn it in minutes (docs/small-data.md has what
+came of harder scenes). Digits and pieces of photographs are never shared by splits.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ VERSION = 2
 CONTRAST, BRIGHTNESS = (0.1, 0.4), 0.3
 """Of a photograph behind a digit, over its own: with more of it, a small model sees nothing else in minutes."""
 SIDE, SHIFT, TILT = (0.78, 0.88), 0.035, 8.0
-"""Of a digit: side and shift over the side of the scene, degrees. The middle 7/8, what an evaluation looks at, shows nearly
-all of it."""
+"""Of a digit: side and shift over the side of the scene, degrees. The middle 7/8, what an evaluation looks at, shows
+nearly all of it."""
 COUNTS: dict[str, int] = {"train": 6000, "val": 1000, "test": 1000}
 DIGITS: dict[str, slice] = {"train": slice(0, 1197), "val": slice(1197, 1497), "test": slice(1497, 1797)}
 COLUMNS: dict[str, tuple[float, float]] = {"train": (0.0, 0.6), "val": (0.6, 0.8), "test": (0.8, 1.0)}
@@ -128,9 +128,7 @@ def background(photographs: list[np.ndarray], size: int, random: Generator) -> I
     return ImageEnhance.Brightness(piece(photographs, size, CONTRAST, random)).enhance(BRIGHTNESS)
 
 
-def piece(
-    photographs: list[np.ndarray], size: int, contrast: tuple[float, float], random: Generator
-) -> Image.Image:
+def piece(photographs: list[np.ndarray], size: int, contrast: tuple[float, float], random: Generator) -> Image.Image:
     """A random square of a random photograph, at a random scale; least and most of its contrast that is left."""
     photograph = photographs[int(random.integers(len(photographs)))]
     height, width, _ = photograph.shape
