@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
@@ -120,9 +121,11 @@ class JEPA(Method):
             sample: SIGReg or VarianceCovariance; null for none.
         stop_gradient: Keep gradients out of the targets; false, without an EMA copy, trains the encoder through both
             branches, which collapses unless a regularizer prevents it.
+        target_layers: Make the targets of the last blocks of the target encoder, each normalised, averaged (data2vec,
+            Baevski et al. 2022, section 3.3); 1, as in the papers of JEPAs, for the last one alone.
 
     Raises:
-        ValueError: If gradients are wanted in an EMA copy, which is never trained.
+        ValueError: If gradients are wanted in an EMA copy, which is never trained, or blocks that are not there.
     """
 
     def __init__(
@@ -136,17 +139,21 @@ class JEPA(Method):
         compile: bool = False,
         regularizer: Regularizer | None = None,
         stop_gradient: bool = True,
+        target_layers: int = 1,
     ) -> None:
         super().__init__()
         if momentum is not None and not stop_gradient:
             raise ValueError("stop_gradient: false needs momentum: null, because an EMA copy gets no gradient")
+        depth = getattr(encoder, "depth", 1)  # networks that are no Transformers have one output
+        if not 1 <= target_layers <= depth:
+            raise ValueError(f"target_layers {target_layers} of an encoder of {depth}: use 1 to {depth}")
         self.encoder = encoder
         if momentum is not None:  # not by assignment: the name is that of the property below
             self._modules["target_encoder"] = ema_copy(encoder)
         self.embed_dim = encoder.embed_dim
         self.lr, self.weight_decay, self.momentum = lr, weight_decay, momentum
         self.betas, self.ipe_scale, self.compile_networks = betas, ipe_scale, compile
-        self.regularizer, self.stop_gradient = regularizer, stop_gradient
+        self.regularizer, self.stop_gradient, self.target_layers = regularizer, stop_gradient, target_layers
         self._finished_steps: int | None = None
         self.observers: list[Callable[[Observed], None]] = []
         """Called with what each step computed; health and alarm put themselves here."""
@@ -194,7 +201,11 @@ class JEPA(Method):
     def targets_of(self, inputs: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch tokens dim"]:
         """Tokens of the target encoder, from which targets are made; without gradient, if ``stop_gradient`` is true."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
-            return cast(Tensor, self.target_encoder(inputs))
+            if self.target_layers == 1:
+                return cast(Tensor, self.target_encoder(inputs))
+            depth: Any = self.target_encoder.depth
+            layers = self.target_encoder(inputs, out_layers=range(depth - self.target_layers, depth))
+            return torch.stack([F.layer_norm(layer, (self.embed_dim,)) for layer in layers]).mean(dim=0)
 
     def regularized(self, loss: Tensor, contexts: Sequence[Tensor], masks: Sequence[TokenMasks]) -> dict[str, Tensor]:
         """``{"loss": loss}``; with a regularizer its weighted terms are added to the loss, and all parts are named.

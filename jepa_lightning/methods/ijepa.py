@@ -39,12 +39,12 @@ sample may still become alike.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepa_lightning.losses import Regularizer
 from jepa_lightning.masking import MaskedBatch, gather_tokens
 from jepa_lightning.masking.padded import mean_of
 from jepa_lightning.methods.base import JEPA, Observed, watched
@@ -61,12 +61,8 @@ class IJEPA(JEPA):
         lr: Learning rate by optimizer step.
         weight_decay: Weight decay by optimizer step; biases, norms and other vectors are never decayed.
         momentum: Momentum of the target encoder by optimizer step; null for no EMA copy.
-        betas: The two decay rates of AdamW.
-        ipe_scale: Length of the schedules over the length of the training; above 1 they are not finished.
-        compile: Compile the networks with torch.compile; the first steps then take minutes.
-        regularizer: A term on the context features, averaged over the tokens of each sample: VarianceCovariance
-            (C-JEPA) or SIGReg; null for none.
-        stop_gradient: Keep gradients out of the targets; false needs momentum null.
+        options: betas, ipe_scale, compile, regularizer (VarianceCovariance is C-JEPA's), stop_gradient and
+            target_layers, as in JEPA.
     """
 
     def __init__(
@@ -76,13 +72,9 @@ class IJEPA(JEPA):
         lr: Schedule,
         weight_decay: Schedule,
         momentum: Schedule | None,
-        betas: tuple[float, float] = (0.9, 0.999),
-        ipe_scale: float = 1.0,
-        compile: bool = False,
-        regularizer: Regularizer | None = None,
-        stop_gradient: bool = True,
+        **options: Any,
     ) -> None:
-        super().__init__(encoder, lr, weight_decay, momentum, betas, ipe_scale, compile, regularizer, stop_gradient)
+        super().__init__(encoder, lr, weight_decay, momentum, **options)
         self.predictor = predictor(encoder)
 
     def losses(self, batch: MaskedBatch) -> dict[str, Tensor]:

@@ -384,6 +384,38 @@ def test_gradients_cannot_be_wanted_in_a_copy_that_is_not_trained(tiny_ijepa: IJ
         tiny_ijepa(stop_gradient=False)
 
 
+def standardised(tokens: Tensor) -> Tensor:
+    centred = tokens - tokens.mean(dim=-1, keepdim=True)
+    return centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_targets_of_several_layers_are_the_mean_of_what_the_last_blocks_say(
+    tiny_encoder: EncoderFactory, tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory, count: int
+) -> None:
+    module, inputs = tiny_ijepa(tiny_encoder(depth=3), target_layers=count), tiny_batch().inputs
+    said: list[Tensor] = []
+    for block in module.target_encoder.blocks:
+        block.register_forward_hook(lambda block, given, output: said.append(output))
+    targets = module.targets_of(inputs)
+    expected = sum(standardised(module.target_encoder.norm(output)) for output in said[-count:]) / count
+    torch.testing.assert_close(targets, expected, rtol=0, atol=1e-5)
+    assert not targets.requires_grad
+
+
+def test_the_target_of_one_layer_is_what_the_target_encoder_says(
+    tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory
+) -> None:
+    module, inputs = tiny_ijepa(target_layers=1), tiny_batch().inputs
+    assert torch.equal(module.targets_of(inputs), module.target_encoder(inputs))
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_targets_of_layers_that_are_not_there_are_refused(tiny_ijepa: IJEPAFactory, count: int) -> None:
+    with pytest.raises(ValueError, match=f"target_layers {count} of an encoder of 2: use 1 to 2"):
+        tiny_ijepa(target_layers=count)
+
+
 @pytest.mark.parametrize(("options", "told"), [({}, True), ({"regularizer": SIGReg(num_slices=8)}, False)])
 def test_a_training_that_nothing_keeps_from_collapsing_says_so(
     tiny_ijepa: IJEPAFactory, options: dict[str, Any], told: bool, caplog: pytest.LogCaptureFixture
