@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def world_size() -> int:
@@ -81,6 +81,18 @@ def norms_of(tensors: Sequence[Tensor]) -> Tensor:
 def local_part(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor: its shard under FSDP2, else all of it."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, also where FSDP2 has sharded it; every process must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def as_placed(tensor: Tensor, other: Tensor) -> Tensor:
+    """A tensor that every process has, sharded as ``other`` is; as it is, if that is not."""
+    if not isinstance(other, DTensor):
+        return tensor
+    return distribute_tensor(tensor, other.device_mesh, other.placements)
 
 
 @torch.no_grad()

@@ -359,13 +359,13 @@ curves(history)
 # ## 9. The same with `jepa fit`
 #
 # For real work all of this is one command. `ijepa.yaml` is a complete recipe that comes with the package: the sizes we
-# used, the schedules of the paper, the data. In a terminal:
+# used, the schedules, the data, and an optimizer that learns in minutes (Muon, `docs/small-data.md`). In a terminal:
 #
 # ```bash
 # jepa fit --config ijepa.yaml
 # ```
 #
-# trains for 13 epochs, which takes under five minutes of two cores. Here we stop after three of them, for which the
+# trains for 8 epochs, which takes about four minutes of two cores. Here we stop after two of them, for which the
 # learning rate rises in less time: each `--name=value` overrides what the YAML says. `main([...])` is the same command
 # from Python.
 
@@ -373,10 +373,10 @@ curves(history)
 temporary = tempfile.TemporaryDirectory(prefix="ijepa_")  # removed when the notebook is closed
 runs = Path(temporary.name)
 overrides = {
-    "trainer.max_epochs": 3,
-    "model.lr.init_args.warmup_epochs": 0.3,
-    "pictures.every_n_epochs": 3,
-    "probe.every_n_epochs": 3,
+    "trainer.max_epochs": 2,
+    "model.lr.init_args.warmup_epochs": 0.2,
+    "pictures.every_n_epochs": 2,
+    "probe.every_n_epochs": 2,
     "trainer.logger.init_args.save_dir": ".",
     "trainer.enable_progress_bar": "false",
     "trainer.enable_model_summary": "false",

@@ -16,6 +16,7 @@ from jepa_lightning.losses import SIGReg, VarianceCovariance
 from jepa_lightning.masking import MaskedBatch, MultiBlock, MultiBlock3D, TokenMasks
 from jepa_lightning.methods import IJEPA, JEPA, VJEPA, LeJEPA, SaccadeJEPA
 from jepa_lightning.models import AffineMLP, ConvNeXt, EnergyBlocks, Predictor, Projector, RoPE, VisionTransformer
+from jepa_lightning.muon import Muon
 from jepa_lightning.schedules import Constant, Linear
 from jepa_lightning.strategies import FSDP2Strategy
 
@@ -25,7 +26,7 @@ BATCH, STEPS = 8, 3
 def module(method: str) -> JEPA:
     torch.manual_seed(0)
     schedules = (Constant(1e-3), Constant(0.1), Linear(0.5, 1.0))
-    if method in ("ijepa", "cjepa", "ijepa_sigreg", "energy"):
+    if method in ("ijepa", "cjepa", "ijepa_sigreg", "energy", "muon"):
         blocks = EnergyBlocks() if method == "energy" else None
         std = None if method == "energy" else 0.02  # Adam makes steps of the rounding errors of larger key biases
         networks = (
@@ -35,6 +36,8 @@ def module(method: str) -> JEPA:
         if method == "ijepa_sigreg":
             sigreg = SIGReg(num_slices=16)
             return IJEPA(*networks, *schedules[:2], None, regularizer=sigreg, stop_gradient=False)
+        if method == "muon":
+            return IJEPA(*networks, *schedules, optimizer=Muon, target_layers=2)
         return IJEPA(*networks, *schedules, regularizer=VarianceCovariance(0.5, 0.25) if method == "cjepa" else None)
     if method == "lejepa":
         projector = partial(Projector, hidden_dim=16, out_dim=8)

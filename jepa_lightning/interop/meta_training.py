@@ -63,11 +63,14 @@ def optimizer_state(path: Path, content: dict[str, Any], module: nn.Module) -> d
         module: A JEPA that is set up for training, because that decides which parameters are trained.
 
     Raises:
-        ValueError: If the file's optimizer is not that of its networks, or lacks the moments of a parameter.
+        ValueError: If the file's optimizer is not that of its networks, lacks the moments of a parameter, or is not the
+            one that ``module`` wants.
     """
     optimizer = content.get("opt")
     if not isinstance(optimizer, dict) or not optimizer.get("state"):
         return None
+    if getattr(module, "optimizer", None) is not None:
+        raise ValueError(f"{path}: its optimizer is AdamW; to go on with it set --model.optimizer null")
     theirs = dict(zip(_names(path, content, optimizer), _numbers(optimizer), strict=True))
     ours = {id(parameter): name for name, parameter in module.named_parameters()}
     groups = module.configure_optimizers().param_groups  # type: ignore[operator]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -20,6 +20,7 @@ from jepa_lightning.losses import Regularizer
 from jepa_lightning.masking import MaskedBatch, TokenMasks
 from jepa_lightning.masking.padded import without_padding
 from jepa_lightning.masking.tokens import Family
+from jepa_lightning.methods.groups import OptimizerFactory, apart, groups_of
 from jepa_lightning.models import Encoder, ema_copy, ema_update, evaluating, frozen_copy
 from jepa_lightning.models.attention_maps import attention_depth, attention_maps
 from jepa_lightning.schedules import Schedule
@@ -122,7 +123,9 @@ class JEPA(Method):
         stop_gradient: Keep gradients out of the targets; false, without an EMA copy, trains the encoder through both
             branches, which collapses unless a regularizer prevents it.
         target_layers: Make the targets of the last blocks of the target encoder, each normalised, averaged (data2vec,
-            Baevski et al. 2022, section 3.3); 1, as in the papers of JEPAs, for the last one alone.
+            Baevski et al. 2022, section 3.3); 1, as in the papers of JEPAs, for the last one alone, null for all.
+        optimizer: Makes the optimizer of groups of parameters, of which those of matrices inside of blocks say
+            ``matrices: True``: jepa_lightning.muon.Muon; null for AdamW with ``betas``.
 
     Raises:
         ValueError: If gradients are wanted in an EMA copy, which is never trained, or blocks that are not there.
@@ -139,14 +142,18 @@ class JEPA(Method):
         compile: bool = False,
         regularizer: Regularizer | None = None,
         stop_gradient: bool = True,
-        target_layers: int = 1,
+        target_layers: int | None = 1,
+        optimizer: OptimizerFactory | None = None,
     ) -> None:
         super().__init__()
         if momentum is not None and not stop_gradient:
             raise ValueError("stop_gradient: false needs momentum: null, because an EMA copy gets no gradient")
         depth = getattr(encoder, "depth", 1)  # networks that are no Transformers have one output
+        target_layers = depth if target_layers is None else target_layers
         if not 1 <= target_layers <= depth:
-            raise ValueError(f"target_layers {target_layers} of an encoder of {depth}: use 1 to {depth}")
+            raise ValueError(
+                f"target_layers {target_layers} of an encoder of {depth}: use 1 to {depth}, or null for all"
+            )
         self.encoder = encoder
         if momentum is not None:  # not by assignment: the name is that of the property below
             self._modules["target_encoder"] = ema_copy(encoder)
@@ -154,6 +161,7 @@ class JEPA(Method):
         self.lr, self.weight_decay, self.momentum = lr, weight_decay, momentum
         self.betas, self.ipe_scale, self.compile_networks = betas, ipe_scale, compile
         self.regularizer, self.stop_gradient, self.target_layers = regularizer, stop_gradient, target_layers
+        self.optimizer = optimizer
         self._finished_steps: int | None = None
         self.observers: list[Callable[[Observed], None]] = []
         """Called with what each step computed; health and alarm put themselves here."""
@@ -267,12 +275,26 @@ class JEPA(Method):
     # ------------------------------------------------------------------ optimisation
 
     def configure_optimizers(self) -> Optimizer:
-        """AdamW over every network with trainable parameters: first their decayed groups, then the others."""
-        networks = [net for net in self.children() if any(p.requires_grad for p in net.parameters())]
-        groups = [_group(net.named_parameters(), decay) for decay in (True, False) for net in networks]
-        own = [_group(self.named_parameters(recurse=False), decay) for decay in (True, False)]
-        groups += [group for group in own if group["params"]]  # of the method itself, a temperature for example
-        return AdamW(groups, lr=0.0, betas=self.betas, fused=True)
+        """The optimizer of all networks with trainable parameters: first their decayed groups, then the others."""
+        groups, matrices = groups_of(self)
+        if self.optimizer is None:
+            return AdamW(groups, lr=0.0, betas=self.betas, fused=True)
+        return self.optimizer([part for group in groups for part in apart(group, matrices)])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on with the optimizer of another kind.
+
+        Raises:
+            ValueError: If there was another one.
+        """
+        trainer = self._trainer  # None where Lightning loads a module without one
+        states = checkpoint.get("optimizer_states") if trainer is not None and trainer.training else None
+        if states and any("matrices" in group for group in states[0]["param_groups"]) != (self.optimizer is not None):
+            there, remedy = ("AdamW", "null") if self.optimizer else ("Muon", "jepa_lightning.muon.Muon")
+            raise ValueError(
+                f"the training in this checkpoint has {there} as its optimizer: to go on with it, set "
+                f"--model.optimizer {remedy}; to start another one from its networks, --init_from"
+            )
 
     def schedule_values(self) -> dict[str, float]:
         """Learning rate, weight decay and momentum of the optimizer step that comes next (official convention)."""
@@ -352,13 +374,3 @@ def _mean(tokens: Float[Tensor, "batch n dim"], index: Int[Tensor, "batch n"]) -
     """The tokens of each sample, averaged; those of a negative index only fill up the batch."""
     kept = (index >= 0).unsqueeze(-1)
     return (tokens * kept).sum(dim=1) / kept.sum(dim=1)
-
-
-def _group(named: Iterable[tuple[str, nn.Parameter]], decay: bool) -> dict[str, Any]:
-    """Parameters that are (not) decayed: vectors and biases are not, the mask token is."""
-    parameters = [
-        parameter
-        for name, parameter in named
-        if parameter.requires_grad and decay == (parameter.ndim > 1 and "bias" not in name)
-    ]
-    return {"params": parameters, "decay": decay}

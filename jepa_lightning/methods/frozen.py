@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -13,10 +13,9 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from jepa_lightning.methods.classifier import Classifier
+from jepa_lightning.methods.groups import OptimizerFactory
 from jepa_lightning.models import Encoder
 from jepa_lightning.schedules import Constant, Schedule, WarmupCosine
-
-OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 
 
 class FrozenProbe(Classifier):

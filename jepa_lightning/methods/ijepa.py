@@ -61,8 +61,8 @@ class IJEPA(JEPA):
         lr: Learning rate by optimizer step.
         weight_decay: Weight decay by optimizer step; biases, norms and other vectors are never decayed.
         momentum: Momentum of the target encoder by optimizer step; null for no EMA copy.
-        options: betas, ipe_scale, compile, regularizer (VarianceCovariance is C-JEPA's), stop_gradient and
-            target_layers, as in JEPA.
+        options: betas, ipe_scale, compile, regularizer (VarianceCovariance is C-JEPA's), stop_gradient,
+            target_layers and optimizer, as in JEPA.
     """
 
     def __init__(

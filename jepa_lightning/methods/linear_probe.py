@@ -29,7 +29,8 @@ from torch import Generator, Tensor, nn
 
 from jepa_lightning.masking import seeded
 from jepa_lightning.methods.feature_cache import serve
-from jepa_lightning.methods.frozen import FrozenProbe, OptimizerFactory, grid_of
+from jepa_lightning.methods.frozen import FrozenProbe, grid_of
+from jepa_lightning.methods.groups import OptimizerFactory
 from jepa_lightning.models.average_pool import PIXEL_FEATURES, AveragePool, pooled, raw_pixels
 from jepa_lightning.schedules import Schedule
 

@@ -61,7 +61,7 @@ class SaccadeJEPA(JEPA):
         views: How far views may be turned and moved; null for the original's 2 degrees and 0.9.
         cycle_weight: Weight of the cycle term; 0 leaves it out.
         regularizer: Keeps the features of a batch apart; null for VarianceCovariance with the original's weights.
-        options: betas, ipe_scale, compile and stop_gradient, as in JEPA.
+        options: betas, ipe_scale, compile, stop_gradient, target_layers and optimizer, as in JEPA.
     """
 
     def __init__(

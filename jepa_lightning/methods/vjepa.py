@@ -51,7 +51,7 @@ class VJEPA(JEPA):
         momentum: Momentum of the target encoder by optimizer step; null for no EMA copy.
         loss_exp: p of the distance mean(|prediction - target|^p) / p.
         share_mask_token: Use the first mask token for every family of masks, as the official V-JEPA 2 does.
-        options: betas, ipe_scale, compile, regularizer, stop_gradient and target_layers, as in JEPA.
+        options: betas, ipe_scale, compile, regularizer, stop_gradient, target_layers and optimizer, as in JEPA.
     """
 
     def __init__(
