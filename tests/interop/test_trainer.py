@@ -116,7 +116,7 @@ def test_a_new_training_starts_from_an_encoder_alone(
 def test_fit_goes_on_with_a_training_of_metas(
     image_folder: Path, as_meta_writes_it: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    options = [*TINY, f"--data.root={image_folder}"]
+    options = [*TINY, f"--data.root={image_folder}", "--model.optimizer=null"]  # AdamW, as the file's
     with pytest.raises(SystemExit):
         main(["fit", *options, "--print_config"])
     module: Any = build(yaml.safe_load(capfd.readouterr().out)["model"])
@@ -130,6 +130,8 @@ def test_fit_goes_on_with_a_training_of_metas(
     content = torch.load("runs/ijepa/version_0/checkpoints/last.ckpt", weights_only=True)
     assert (content["epoch"], content["global_step"]) == (1, 16)
     assert {float(state["step"]) for state in content["optimizer_states"][0]["state"].values()} == {16.0}
+    muon = "--model.optimizer=jepa_lightning.muon.Muon"
+    assert "to go on with it set --model.optimizer null" in failing("fit", *options, muon, "--ckpt_path=meta.pth.tar")
 
 
 @pytest.mark.parametrize("command", ["fit", "validate"])
