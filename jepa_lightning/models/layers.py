@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.overrides import has_torch_function
 from torch.utils.checkpoint import checkpoint
 
 from jepa_lightning.models.packing import Packing
@@ -18,13 +17,10 @@ from jepa_lightning.models.positions import Rotation, rotate
 
 NORM_EPS = 1e-6
 """LayerNorm epsilon of every released JEPA; PyTorch's own default is 1e-5."""
-SHORT = 48
-"""Most tokens for which plain attention is faster on a CPU than the fused one, which is made for long sequences: 1.5 to
-2 times, forward and backward, at 16 to 36 tokens (benchmarks/short_attention.py)."""
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused ``qkv`` projection."""
+    """Multi-head self-attention through ``scaled_dot_product_attention``, one fused ``qkv`` projection."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -71,22 +67,7 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, head_dim)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        return attend(q, k, v, keep).transpose(1, 2)
-
-
-def attend(
-    query: Float[Tensor, "batch heads queries channels"],
-    key: Float[Tensor, "batch heads keys channels"],
-    value: Float[Tensor, "batch heads keys channels"],
-    keep: Bool[Tensor, "#batch #heads #queries keys"] | None = None,
-) -> Float[Tensor, "batch heads queries channels"]:
-    """``softmax(q k' / sqrt(channels)) v`` over the keys that are kept: fused, or plain where that is faster."""
-    # A mode that looks on, as attention_maps does, and an export see the fused call.
-    plain = keep is None and query.device.type == "cpu" and not has_torch_function((query,))
-    if plain and not torch.compiler.is_compiling() and max(query.shape[2], key.shape[2]) <= SHORT:
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-        return scores.softmax(dim=-1) @ value
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=keep)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=keep).transpose(1, 2)
 
 
 class MLP(nn.Module):
