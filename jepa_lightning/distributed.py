@@ -92,7 +92,7 @@ def as_placed(tensor: Tensor, other: Tensor) -> Tensor:
     """A tensor that every process has, sharded as ``other`` is; as it is, if that is not."""
     if not isinstance(other, DTensor):
         return tensor
-    return distribute_tensor(tensor, other.device_mesh, other.placements)
+    return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)  # nothing is sent
 
 
 @torch.no_grad()

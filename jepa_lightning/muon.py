@@ -63,7 +63,7 @@ class Muon(AdamW):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; the result of ``closure``, if there is one."""
         loss = None
-        if closure is not None:
+        if closure is not None:  # with all groups in place: it sets their gradients to zero first
             with torch.enable_grad():
                 loss = closure()
         groups = self.param_groups

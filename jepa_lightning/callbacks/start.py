@@ -32,22 +32,19 @@ class OptimizerState(Callback):
             ValueError: If they are not.
         """
         state, self.state = self.state, None
-        (optimizer,) = trainer.optimizers
-        other = "--init_from: that training had another optimizer than this one, which starts anew"
         if callable(state):
-            if getattr(pl_module, "optimizer", None) is not None:  # the state would be that of AdamW
-                rank_zero_warn(other)
-                return
             state = state(pl_module)
         if state is None:
             return
+        (optimizer,) = trainer.optimizers
         if any(isinstance(p, DTensor) for group in optimizer.param_groups for p in group["params"]):
             rank_zero_warn("--init_from: under FSDP2 only the networks are taken over, the optimizer starts anew")
             return
         mine = optimizer.state_dict()["param_groups"]
-        if ["matrices" in group for group in state["param_groups"][:1]] != ["matrices" in group for group in mine[:1]]:
-            rank_zero_warn(other)
+        theirs, ours = ([len(group["params"]) for group in groups] for groups in (state["param_groups"], mine))
+        if sum(theirs) == sum(ours) and len(theirs) != len(ours):
+            rank_zero_warn("--init_from: that training had another optimizer than this one, which starts anew")
             return
-        if [len(group["params"]) for group in state["param_groups"]] != [len(group["params"]) for group in mine]:
+        if theirs != ours:
             raise ValueError("--init_from: the optimizer of that checkpoint has other parameters than this model")
         optimizer.load_state_dict({"state": state["state"], "param_groups": mine})

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning import __version__
-from torch import Tensor, nn
+from torch import Tensor
 
 from jepa_lightning.checkpoint import AtomicCheckpointIO
 from jepa_lightning.interop.meta import NETWORKS, MetaFile, plain, read_meta
@@ -54,8 +54,8 @@ def progress(path: Path, content: dict[str, Any]) -> Progress:
     return Progress(content["epoch"], max(steps))
 
 
-def optimizer_state(path: Path, content: dict[str, Any], module: nn.Module) -> dict[str, Any] | None:
-    """The state of the file's AdamW, as that of the AdamW which ``module`` configures; None if the file has none.
+def optimizer_state(path: Path, content: dict[str, Any], module: JEPA) -> dict[str, Any] | None:
+    """The state of the file's AdamW, as that of ``module.adamw()``; None if the file has none.
 
     Args:
         path: The file, for messages.
@@ -63,17 +63,14 @@ def optimizer_state(path: Path, content: dict[str, Any], module: nn.Module) -> d
         module: A JEPA that is set up for training, because that decides which parameters are trained.
 
     Raises:
-        ValueError: If the file's optimizer is not that of its networks, lacks the moments of a parameter, or is not the
-            one that ``module`` wants.
+        ValueError: If the file's optimizer is not that of its networks, or lacks the moments of a parameter.
     """
     optimizer = content.get("opt")
     if not isinstance(optimizer, dict) or not optimizer.get("state"):
         return None
-    if getattr(module, "optimizer", None) is not None:
-        raise ValueError(f"{path}: its optimizer is AdamW; to go on with it set --model.optimizer null")
     theirs = dict(zip(_names(path, content, optimizer), _numbers(optimizer), strict=True))
     ours = {id(parameter): name for name, parameter in module.named_parameters()}
-    groups = module.configure_optimizers().param_groups  # type: ignore[operator]
+    groups = module.adamw().param_groups
     state: dict[int, dict[str, Any]] = {}
     for number, parameter in enumerate(p for group in groups for p in group["params"]):
         name = ours[id(parameter)]

@@ -276,10 +276,14 @@ class JEPA(Method):
 
     def configure_optimizers(self) -> Optimizer:
         """The optimizer of all networks with trainable parameters: first their decayed groups, then the others."""
-        groups, matrices = groups_of(self)
         if self.optimizer is None:
-            return AdamW(groups, lr=0.0, betas=self.betas, fused=True)
+            return self.adamw()
+        groups, matrices = groups_of(self)
         return self.optimizer([part for group in groups for part in apart(group, matrices)])
+
+    def adamw(self) -> AdamW:
+        """AdamW over all networks that are trained, which the official trainings have, whatever this one has."""
+        return AdamW(groups_of(self)[0], lr=0.0, betas=self.betas, fused=True)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on with the optimizer of another kind.
@@ -292,7 +296,7 @@ class JEPA(Method):
         if states and any("matrices" in group for group in states[0]["param_groups"]) != (self.optimizer is not None):
             there, remedy = ("AdamW", "null") if self.optimizer else ("Muon", "jepa_lightning.muon.Muon")
             raise ValueError(
-                f"the training in this checkpoint has {there} as its optimizer: to go on with it, set "
+                f"the training in this checkpoint has {there} as its optimizer: to go on with it set "
                 f"--model.optimizer {remedy}; to start another one from its networks, --init_from"
             )
 

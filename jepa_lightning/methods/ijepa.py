@@ -13,6 +13,8 @@ each sample counts as it would alone.
 | distance | squared L2 | smooth L1, beta 1 | smooth L1 |
 | targets | as the encoder gives them | layer-normalised without affine, eps 1e-5 | layer-normalised |
 | weight decay | linear | cosine | cosine |
+| blocks whose outputs are targets | the last | the last | the last (`target_layers` for more, averaged) |
+| optimizer | AdamW | AdamW | AdamW (`optimizer`: jepa_lightning.muon.Muon) |
 | initial weights | - | depth rescale, undone before training | no rescale (`depth_rescale: true` has it) |
 | masks | section 3 | last row and column never used, raster cut | whole grid, random cut (`compat: true`: official) |
 | target encoder's mode | - | train() (no dropout, so no difference) | eval() |
