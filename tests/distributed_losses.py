@@ -82,5 +82,5 @@ def run(rank: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
+    mp.start_processes(run, args=(folder,), nprocs=2, start_method="fork")  # before the first backward pass
     torch.save(compute(slice(None)) | {"ijepa": method(slice(None))}, folder / "alone.pt")
-    mp.spawn(run, args=(folder,), nprocs=2)  # type: ignore[no-untyped-call]

@@ -79,7 +79,7 @@ def probe(encoder: str) -> AttentiveProbe:
     return AttentiveProbe(encoder, depth=2, num_heads=2, lr=[1e-3, 3e-2], weight_decay=[0.1])
 
 
-def main(devices: int, strategy: str, out: str, encoder: str) -> None:
+def train(devices: int, out: str, encoder: str, strategy: str) -> None:
     losses = Losses()
     trainer = trainer_of(devices, strategy, losses)
     torch.manual_seed(trainer.global_rank)  # processes need not agree on what the heads start from
@@ -96,4 +96,5 @@ def main(devices: int, strategy: str, out: str, encoder: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(int(sys.argv[1]), *sys.argv[2:])
+    for strategy in sys.argv[4:]:
+        train(int(sys.argv[1]), *sys.argv[2:4], strategy)

@@ -1,4 +1,7 @@
-"""Trains a tiny JEPA for three steps in as many processes as asked for, and saves what each of them saw."""
+"""Trains tiny JEPAs, three steps each, in as many processes as asked for, and saves what each of them saw.
+
+All of them one after another: what costs is the start of a process.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +110,7 @@ class Record(Callback):
         self.losses.append(float(trainer.callback_metrics["train/loss"]))  # the mean over processes
 
 
-def main(devices: int, strategy: str, method: str, out: str, images: str) -> None:
+def train(devices: int, strategy: str, out: str, images: str, method: str) -> None:
     record, model = Record(), module(method)
     chosen = FSDP2Strategy() if strategy == "fsdp2" else strategy
     trainer = Trainer(
@@ -128,10 +131,11 @@ def main(devices: int, strategy: str, method: str, out: str, images: str) -> Non
             "index": drawn.index,
             "masks": drawn.masks[0].targets,
         },
-        Path(out) / f"{strategy}-{trainer.global_rank}.pt",
+        Path(out) / f"{strategy}-{method}-{trainer.global_rank}.pt",
     )
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(int(sys.argv[1]), *sys.argv[2:])
+    for method in sys.argv[5:]:
+        train(int(sys.argv[1]), *sys.argv[2:5], method)

@@ -22,7 +22,11 @@ from jepa_lightning.methods import Method
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 ALL = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
-EMBEDDED = [name for name in ALL if "/" not in name]
+DIGITS = {"DigitScenes", "MovingDigits"}
+EMBEDDED = [
+    name for name in ALL
+    if yaml.safe_load((CONFIGS / name).read_text())["data"]["init_args"]["source"]["class_path"] in DIGITS
+]  # fmt: skip
 FEW = [
     "--trainer.max_epochs=2", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=2",  # 1 means all
     "--data.batch_size=8", "--data.num_workers=0", "--probe.max_train=64", "--probe.max_held_out=64",

@@ -21,42 +21,39 @@ from jepa_lightning.data.moving_digits import write_video
 
 SCRIPT = Path(__file__).parent / "distributed_run.py"
 LOSSES = Path(__file__).parent / "distributed_losses.py"
-METHODS = ("ijepa", "lejepa", "saccade", "vjepa")
-MORE = ("cjepa", "ijepa_sigreg", "energy", "muon")  # I-JEPA with other parts; energy with masks of each sample's own
+pytestmark = pytest.mark.xdist_group("distributed")  # so that one worker runs each pair once (--dist loadgroup)
+METHODS = ("ijepa", "cjepa", "ijepa_sigreg", "energy", "muon", "lejepa", "saccade", "vjepa")
+SHARDED = ("ijepa", "energy", "muon", "lejepa", "saccade")  # Muon puts matrices together, LeJEPA has BatchNorm
 # The projector's BatchNorm takes the bias before it away. Its gradient is rounding noise, which Adam makes as large as
 # any other.
 NOISE = {"lejepa": ("encoder.norm.bias", "projector.layers.1.running_mean")}
 
 
-def run(devices: int, strategy: str, method: str, out: Path, images: Path) -> list[dict[str, Any]]:
+def run(devices: int, strategy: str, out: Path, images: Path) -> dict[str, list[dict[str, Any]]]:
+    """What each process saw, by method."""
+    methods = SHARDED if strategy == "fsdp2" else METHODS
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(SCRIPT), str(devices), strategy, method, str(out), str(images)]
+    command = [sys.executable, str(SCRIPT), str(devices), strategy, str(out), str(images), *methods]
     result = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
-    return [torch.load(out / f"{strategy}-{rank}.pt") for rank in range(devices)]
+    return {name: [torch.load(out / f"{strategy}-{name}-{rank}.pt") for rank in range(devices)] for name in methods}
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Callable[[str], dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("alone")
-    return cache(lambda method: run(1, "auto", method, folder, image_folder)[0])
+def seen(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Callable[..., Any]:
+    folder = tmp_path_factory.mktemp("seen")
+    return cache(lambda devices, strategy: run(devices, strategy, folder, image_folder))
 
 
 @pytest.mark.parametrize(
-    ("method", "strategy"),
-    [
-        *[(method, "ddp") for method in METHODS],
-        *[(method, "fsdp2") for method in ("ijepa", "lejepa", "saccade")],
-        *[pytest.param(method, "ddp", marks=pytest.mark.slow) for method in MORE],
-        pytest.param("energy", "fsdp2", marks=pytest.mark.slow),
-        ("muon", "fsdp2"),  # whose matrices are put together
-    ],
+    ("strategy", "method"),
+    [*[("ddp", method) for method in METHODS], *[("fsdp2", method) for method in SHARDED]],
 )
 def test_two_processes_equal_one_on_the_concatenated_batch(
-    method: str, strategy: str, alone: Callable[[str], dict[str, Any]], tmp_path: Path, image_folder: Path
+    strategy: str, method: str, seen: Callable[..., Any]
 ) -> None:
-    expected = alone(method)
-    first, second = run(2, strategy, method, tmp_path, image_folder)
+    expected = seen(1, "auto")[method][0]
+    first, second = seen(2, strategy)[method]
     for together in (first, second):
         assert together["losses"] == pytest.approx(expected["losses"], abs=1e-6)
         for step, gradients in enumerate(together["gradients"]):
@@ -86,16 +83,17 @@ def test_terms_of_the_whole_batch_are_in_two_processes_what_they_are_in_one(tmp_
                         torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_processes_draw_different_samples_and_masks(tmp_path: Path, image_folder: Path) -> None:
-    first, second = run(2, "ddp", "ijepa", tmp_path, image_folder)
+def test_processes_draw_different_samples_and_masks(seen: Callable[..., Any]) -> None:
+    first, second = seen(2, "ddp")["ijepa"]
     assert not set(first["index"].tolist()) & set(second["index"].tolist())
     assert first["masks"].shape != second["masks"].shape or not torch.equal(first["masks"], second["masks"])
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_the_command_line_trains_in_two_processes_and_its_checkpoint_goes_on_in_one(
-    strategy: str, tmp_path: Path, image_folder: Path
+    strategy: str, tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     arguments = [
         "fit", "--config=ijepa.yaml", f"--data.root={image_folder}", "--model.encoder.img_size=32",
         "--model.encoder.embed_dim=32", "--model.encoder.depth=1", "--model.encoder.num_heads=2",
@@ -103,24 +101,19 @@ def test_the_command_line_trains_in_two_processes_and_its_checkpoint_goes_on_in_
         "--data.batch_size=4", "--data.num_workers=0", "--trainer.accelerator=cpu", "--model.lr.warmup_epochs=1",
     ]  # fmt: skip
 
-    def jepa(*more: str) -> str:
-        command = [sys.executable, "-m", "jepa_lightning", *arguments, *more]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        result = subprocess.run(
-            command, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True, timeout=200
-        )
-        assert result.returncode == 0, result.stderr[-3000:]
-        return result.stdout
-
-    shown = jepa("--trainer.devices=2", f"--trainer.strategy={strategy}", "--trainer.max_epochs=1")
-    assert shown.count("linear probe top-1") == 1  # one process tells
-    run = tmp_path / "runs" / "ijepa" / "version_0"
+    pair = ["--trainer.devices=2", f"--trainer.strategy={strategy}", "--trainer.max_epochs=1"]
+    command = [sys.executable, "-m", "jepa_lightning", *arguments, *pair]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("linear probe top-1") == 1  # one process tells
+    run = Path("runs/ijepa/version_0")
     left = {path.name for path in run.iterdir()}
     assert {"validation.json", "train.csv", "train_r1.csv", "checkpoints", "pictures"} <= left
     last = run / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 4  # 34 images, 17 a process, 4 a batch
-    jepa("--trainer.devices=1", "--trainer.max_epochs=2", f"--ckpt_path={last}")
-    again = torch.load(tmp_path / "runs" / "ijepa" / "version_1" / "checkpoints" / "last.ckpt", weights_only=True)
+    main([*arguments, "--trainer.devices=1", "--trainer.max_epochs=2", f"--ckpt_path={last}"])
+    again = torch.load("runs/ijepa/version_1/checkpoints/last.ckpt", weights_only=True)
     assert again["global_step"] == 4 + 8
 
 
@@ -143,22 +136,24 @@ def encoder_file(path: Path) -> str:
     return str(path)
 
 
-def probe_run(devices: int, strategy: str, out: Path, encoder: str) -> list[dict[str, Any]]:
+def probe_run(devices: int, strategies: list[str], out: Path, encoder: str) -> dict[str, list[dict[str, Any]]]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(SCRIPT.with_name("distributed_probe.py")), str(devices), strategy, str(out), encoder]
+    script = SCRIPT.with_name("distributed_probe.py")
+    command = [sys.executable, str(script), str(devices), str(out), encoder, *strategies]
     result = subprocess.run(command, cwd=out, env=environment, check=False, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("best in validation") == 2  # once for fit and once for validate, in one process
-    return [torch.load(out / f"{strategy}-{rank}.pt") for rank in range(devices)]
+    # once for fit and once for validate, in one process
+    assert result.stdout.count("best in validation") == 2 * len(strategies)
+    return {name: [torch.load(out / f"{name}-{rank}.pt") for rank in range(devices)] for name in strategies}
 
 
 def test_heads_trained_in_two_processes_are_those_of_one_and_their_accuracy_is_exact(tmp_path: Path) -> None:
     encoder = encoder_file(tmp_path / "encoder.ckpt")
-    (alone,) = probe_run(1, "auto", tmp_path, encoder)
+    (alone,) = probe_run(1, ["auto"], tmp_path, encoder)["auto"]
     heads = torch.load(tmp_path / "auto.ckpt", weights_only=True)["state_dict"]
     assert alone["fit"]["val/top1"] * 5 == pytest.approx(round(float(alone["fit"]["val/top1"]) * 5))  # of 7 videos
-    for strategy in ("ddp", "fsdp2"):
-        for together in probe_run(2, strategy, tmp_path, encoder):
+    for strategy, pair in probe_run(2, ["ddp", "fsdp2"], tmp_path, encoder).items():
+        for together in pair:
             assert together["losses"] == pytest.approx(alone["losses"], abs=1e-6)
             for stage in ("fit", "validate"):  # in validate heads come from the file
                 names = [name for name in alone[stage] if name.startswith("val")]

@@ -23,6 +23,7 @@ OPTIONS = [
     "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
 ]  # fmt: skip
 STEPS = 3 * 8
+pytestmark = pytest.mark.xdist_group("resume")  # one worker, for the run that others are compared with
 
 KILLER = """
 import os, signal
@@ -53,6 +54,16 @@ def options(folder: Path, name: str, *extra: str) -> list[str]:
     return [*OPTIONS, f"--data.root={folder}", f"--trainer.logger.init_args.name={name}", *extra]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> str:
+    """The run that nothing interrupts: its folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(options(image_folder, "whole", "--data.num_workers=0"))
+    return str(folder / "runs" / "whole")
+
+
 def losses(name: str) -> dict[int, str]:
     """The loss of each step, exact to the last bit of float32."""
     found: dict[int, str] = {}
@@ -76,8 +87,7 @@ def assert_same_end(one: str, other: str) -> None:
             assert torch.equal(tensor, moments[1][key][name]), (key, name)
 
 
-def test_a_killed_run_resumes_bit_for_bit(image_folder: Path) -> None:
-    main(options(image_folder, "whole", "--data.num_workers=0"))
+def test_a_killed_run_resumes_bit_for_bit(whole: str, image_folder: Path) -> None:
     killed = options(image_folder, "parts", "--data.num_workers=2", "--trainer.callbacks+=killer.Kill",
                      "--trainer.callbacks.step=13")  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])}
@@ -85,7 +95,7 @@ def test_a_killed_run_resumes_bit_for_bit(image_folder: Path) -> None:
     assert result.returncode == -signal.SIGKILL
     assert max(losses("parts")) < 13
     main(options(image_folder, "parts", "--data.num_workers=1", "--ckpt_path=last.ckpt"))
-    assert_same_end("whole", "parts")
+    assert_same_end(whole, "parts")
 
 
 @pytest.mark.parametrize("name", ["vjepa.yaml", pytest.param("vjepa2.yaml", marks=pytest.mark.slow)])
@@ -113,14 +123,13 @@ def test_a_killed_run_on_videos_resumes_bit_for_bit(name: str) -> None:
         (23, "on_train_batch_end"),
     ],
 )
-def test_a_run_resumes_from_wherever_it_stopped(image_folder: Path, step: int, hook: str) -> None:
-    main(options(image_folder, "whole", "--data.num_workers=0"))
+def test_a_run_resumes_from_wherever_it_stopped(whole: str, image_folder: Path, step: int, hook: str) -> None:
     with pytest.raises(SystemExit):
         main(options(image_folder, "parts", "--data.num_workers=0", "--trainer.callbacks+=killer.Stop",
                      f"--trainer.callbacks.step={step}", f"--trainer.callbacks.hook={hook}"))  # fmt: skip
     saved = [f"--ckpt_path={path}" for path in Path("runs", "parts").rglob("last.ckpt")]
     main(options(image_folder, "parts", "--data.num_workers=0", *saved))
-    assert_same_end("whole", "parts")
+    assert_same_end(whole, "parts")
 
 
 def test_accumulated_gradients_resume_bit_for_bit(image_folder: Path) -> None:
@@ -133,8 +142,7 @@ def test_accumulated_gradients_resume_bit_for_bit(image_folder: Path) -> None:
     assert_same_end("whole", "parts")
 
 
-def test_ctrl_c_saves_and_stops(image_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    main(options(image_folder, "whole", "--data.num_workers=0"))
+def test_ctrl_c_saves_and_stops(whole: str, image_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (Path.cwd() / "killer2.py").write_text(KILLER.replace("SIGKILL", "SIGINT"))
     with caplog.at_level("INFO"), pytest.raises(SystemExit):
         main(options(image_folder, "parts", "--data.num_workers=0", "--trainer.callbacks+=killer2.Kill",
@@ -142,7 +150,7 @@ def test_ctrl_c_saves_and_stops(image_folder: Path, caplog: pytest.LogCaptureFix
     assert "resume with --ckpt_path" in caplog.text
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     main(options(image_folder, "parts", "--data.num_workers=0", "--ckpt_path=last.ckpt"))
-    assert_same_end("whole", "parts")
+    assert_same_end(whole, "parts")
 
 
 def test_a_run_that_max_steps_ended_goes_on_in_the_same_epoch(image_folder: Path) -> None:

@@ -44,6 +44,7 @@ from jepa_lightning.distributed import rank
 from jepa_lightning.losses import SIGReg
 from jepa_lightning.masking import MaskedBatch, seeded
 from jepa_lightning.methods.base import JEPA
+from jepa_lightning.methods.groups import OptimizerFactory
 from jepa_lightning.models import Encoder, Projector
 from jepa_lightning.schedules import Schedule
 
@@ -65,6 +66,7 @@ class LeJEPA(JEPA):
         compile: Compile the networks with torch.compile; the first steps then take minutes.
         sigreg: The term against collapse, whose weight is lambda; null for the paper's.
         drop_tokens: Share of the tokens of each view that are left out in training, drawn uniformly.
+        optimizer: As in JEPA: jepa_lightning.muon.Muon; null for AdamW with ``betas``.
 
     Raises:
         ValueError: If the weight of SIGReg or the share of tokens is not from 0 to below 1.
@@ -82,13 +84,14 @@ class LeJEPA(JEPA):
         compile: bool = False,
         sigreg: SIGReg | None = None,
         drop_tokens: float = 0.0,
+        optimizer: OptimizerFactory | None = None,
     ) -> None:
         sigreg = sigreg or SIGReg()
         if not 0.0 <= sigreg.weight < 1.0 or not 0.0 <= drop_tokens < 1.0:
             raise ValueError(
                 f"sigreg.weight and drop_tokens are shares: use 0 to below 1, not {sigreg.weight} and {drop_tokens}"
             )
-        super().__init__(encoder, lr, weight_decay, momentum, betas, ipe_scale, compile)
+        super().__init__(encoder, lr, weight_decay, momentum, betas, ipe_scale, compile, optimizer=optimizer)
         self.projector, self.sigreg, self.drop_tokens = projector(encoder), sigreg, drop_tokens
 
     def losses(self, batch: MaskedBatch) -> dict[str, Tensor]:
