@@ -20,6 +20,8 @@ from jepa_lightning.masking import MaskSampler
 
 BANK = 100
 """Samples whose patches are looked through for the ones that are like a prediction."""
+PATIENCE = 1.0
+"""Seconds in which a question may have more of these encoded; what was not reached waits for the next question."""
 
 
 class Answers:
@@ -88,12 +90,13 @@ class Answers:
         return figures.figure("surprise: squared difference", picture, grid, values, 0.75), _says(found)
 
     def expect(self, number: int, hidden: list[int]) -> list[go.Figure]:
-        """The expectation and the truth as patches of other samples, for which these are encoded once."""
+        """The expectation and the truth as patches of other samples, which are encoded once, some at each question."""
         found, bank = self._expected(number, hidden), self.bank()
+        source = f"{bank.count} samples" + (" so far" if bank.count < len(bank.inputs) else "")
         pixels = self.items[number].pixels
         grid, own, shown = self.subject.grid(pixels), self.subject.patches(pixels), []
         for title, features in (
-            ("expected, in patches of the data set", found.predicted),
+            (f"expected, in patches of {source}", found.predicted),
             ("seen by the target encoder, likewise", found.seen),
         ):
             patches = own.clone()
@@ -137,10 +140,11 @@ class Answers:
         return [token for token in targets if token >= 0]
 
     def bank(self) -> Bank:
-        """Patches of the first samples, made when it is first needed."""
+        """Patches of the first samples, of as many as there was time for until now."""
         with self._lock:
             if self._bank is None:
                 self._bank = Bank(self.subject, [item.pixels for item in self.items[: min(BANK, self.samples)]])
+            self._bank.grow(PATIENCE)
             return self._bank
 
     # ------------------------------------------------------------------ all samples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -174,15 +175,27 @@ class Bank:
 
     Args:
         subject: Where features come from.
-        items: The inputs.
+        inputs: Whose patches they are; encoded by ``grow``.
     """
 
-    def __init__(self, subject: Subject, items: list[Pixels]) -> None:
-        dim = subject.encoder.embed_dim
-        features = [F.layer_norm(subject.tokens(pixels), (dim,)) for pixels in items]
-        self.features = F.normalize(torch.cat(features), dim=1)  # (M, D)
-        self.patches = torch.cat([subject.patches(pixels) for pixels in items])  # (M, 3, p, p)
-        self.owner = torch.arange(len(items)).repeat_interleave(torch.tensor([len(f) for f in features]))  # (M,)
+    def __init__(self, subject: Subject, inputs: list[Pixels]) -> None:
+        self.subject, self.inputs, self.count = subject, inputs, 0
+        self.features = torch.empty(0, subject.encoder.embed_dim)  # (M, D), of length 1
+        self.patches = torch.empty(0, dtype=torch.uint8)  # (M, 3, p, p)
+        self.owner = torch.empty(0, dtype=torch.long)  # (M,)
+
+    def grow(self, seconds: float) -> None:
+        """Encode as many more inputs as fit into the time, but at least two; nothing once all are there."""
+        end, first = time.monotonic() + seconds, self.count
+        features, patches = [self.features], [self.patches] if first else []
+        while self.count < len(self.inputs) and (self.count < first + 2 or time.monotonic() < end):
+            pixels = self.inputs[self.count]
+            tokens = F.layer_norm(self.subject.tokens(pixels), (self.features.shape[1],))
+            features.append(F.normalize(tokens, dim=1))
+            patches.append(self.subject.patches(pixels))
+            self.owner = torch.cat([self.owner, torch.full((len(tokens),), self.count)])
+            self.count += 1
+        self.features, self.patches = torch.cat(features), torch.cat(patches)
 
     def nearest(
         self, features: Float[Tensor, "k dim"], count: int = 1, without: int | None = None

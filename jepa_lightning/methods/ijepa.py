@@ -33,8 +33,8 @@ C-JEPA (Mo and Tong, NeurIPS 2024, arXiv 2410.19560) adds VICReg's terms to this
 Its ablation, as others cite it (ViT-B/16, 100 epochs, linear probe): I-JEPA 63.7, with variance and covariance alone
 68.3, with all three 69.5.
 
-SIGReg-I-JEPA has no paper: `regularizer: SIGReg`, with `momentum: null` without an EMA copy (configs/ijepa_sigreg.yaml),
-with `stop_gradient: false` without a stop-gradient too. A regularizer keeps the means of samples apart; the tokens of
+SIGReg-I-JEPA has no paper: `regularizer: SIGReg`, with `momentum: null` without EMA copy (configs/ijepa_sigreg.yaml),
+and with `stop_gradient: false` without a stop-gradient. A regularizer keeps the means of samples apart; the tokens of
 one sample may still become alike.
 """
 

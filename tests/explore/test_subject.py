@@ -77,12 +77,28 @@ def test_the_nearest_patch_to_a_feature_of_the_bank_is_its_own_unless_it_is_left
 ) -> None:
     network, samples = subject(), items(3)
     bank = Bank(network, [item.pixels for item in samples])
+    bank.grow(60)
     own = F.layer_norm(network.tokens(samples[1].pixels), (32,))
     assert torch.equal(bank.nearest(own)[:, 0], network.patches(samples[1].pixels))
     others = bank.nearest(own, count=4, without=1)
     mine = {patch.numpy().tobytes() for patch in network.patches(samples[1].pixels)}
     assert others.shape == (16, 4, 3, 8, 8)
     assert not mine & {patch.numpy().tobytes() for patch in others.flatten(0, 1)}
+
+
+def test_a_bank_grows_by_two_inputs_at_least_and_ends_where_one_that_had_time_does(
+    subject: SubjectFactory, items: ItemFactory
+) -> None:
+    network, samples = subject(), items(5)
+    patient, hurried = (Bank(network, [item.pixels for item in samples]) for _ in range(2))
+    patient.grow(60)
+    for count in (2, 4, 5, 5):
+        hurried.grow(0)
+        assert hurried.count == count
+        assert len(hurried.features) == len(hurried.patches) == len(hurried.owner) == 16 * count
+    assert torch.equal(hurried.features, patient.features)
+    assert torch.equal(hurried.patches, patient.patches)
+    assert torch.equal(hurried.owner, patient.owner)
 
 
 def test_perplexity_is_the_number_of_tokens_that_share_the_attention() -> None:
