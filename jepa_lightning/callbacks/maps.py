@@ -73,7 +73,8 @@ class Maps(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         target = getattr(pl_module, "target_encoder", pl_module.encoder)
         predictor = getattr(pl_module, "predictor", None)
-        subject = Subject(target, pl_module.encoder, predictor, data.mean, data.std)  # type: ignore[arg-type]
+        layers = getattr(pl_module, "target_layers", 1)
+        subject = Subject(target, pl_module.encoder, predictor, data.mean, data.std, layers)  # type: ignore[arg-type]
         path = Path(folder or trainer.default_root_dir) / "maps"
         path.mkdir(parents=True, exist_ok=True)
         names = data.names([number for _, number in self._kept])

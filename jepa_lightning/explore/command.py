@@ -81,10 +81,11 @@ def open_subject(path: str | Path, **given: Any) -> tuple[Subject, dict[str, Any
     alone = isinstance(layout, OneEncoder) or networks.predictor is None
     context = networks.encoder if alone else layout.networks("context", **given).encoder
     wanted = networks.preprocessing
-    subject = Subject(networks.encoder, context, networks.predictor, wanted.mean, wanted.std)
     from jepa_lightning.checkpoint import CONFIG_KEY
 
-    return subject, yaml.safe_load(layout.content[CONFIG_KEY]) if isinstance(layout, Own) else None
+    config = yaml.safe_load(layout.content[CONFIG_KEY]) if isinstance(layout, Own) else None
+    layers = _init(config["model"]).get("target_layers", 1) if config else 1
+    return Subject(networks.encoder, context, networks.predictor, wanted.mean, wanted.std, layers), config
 
 
 def data_for(encoder: Encoder, config: dict[str, Any] | None, name: str | None, root: str | None) -> JEPADataModule:

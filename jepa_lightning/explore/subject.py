@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from jepa_lightning.masking import Grid
-from jepa_lightning.models import Encoder, Predictor
+from jepa_lightning.models import Encoder, Predictor, target_tokens
 from jepa_lightning.models.attention_maps import attention_maps
 
 Pixels = UInt8[Tensor, "3 time height width"]
@@ -46,6 +46,7 @@ class Subject:
         predictor: None where a checkpoint has none.
         mean: Of each channel, for values from 0 to 1.
         std: Likewise.
+        target_layers: Of how many last blocks the targets of the training were made, None for all.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class Subject:
         predictor: Predictor | None,
         mean: tuple[float, ...],
         std: tuple[float, ...],
+        target_layers: int | None = 1,
     ) -> None:
         self.encoder, self.context_encoder, self.predictor = encoder, context_encoder, predictor
+        self.target_layers = target_layers or self.depth
         self._alone = Lock()  # attention is seen by hooks, which other threads' passes would call too
         self.mean, self.std = torch.tensor(mean).view(1, -1, 1, 1, 1), torch.tensor(std).view(1, -1, 1, 1, 1)
 
@@ -88,6 +91,13 @@ class Subject:
         """Features of every patch after a layer, which is ignored where there is only one."""
         with self._alone:
             return self.encoder(self.inputs(pixels), **self._at(layer))[0].float().cpu()
+
+    @torch.no_grad()
+    def targets(self, pixels: Pixels) -> Float[Tensor, "tokens dim"]:
+        """What the predictor was trained to predict, layer-normalised."""
+        with self._alone:
+            tokens = target_tokens(self.encoder, self.inputs(pixels), self.target_layers)[0].float().cpu()
+        return F.layer_norm(tokens, (self.encoder.embed_dim,))
 
     def attention(self, pixels: Pixels, layer: int = -1) -> Float[Tensor, "heads tokens tokens"]:
         """Softmax attention of a layer; row i says what token i attends to.
@@ -135,13 +145,13 @@ class Subject:
         places = hidden.to(inputs.device)
         context, targets = (~places).nonzero().T, places.nonzero().T  # (1, Nc), (1, K)
         family = 0 if hidden.float().mean() < 0.5 else 1  # V-JEPA: short masks, then long ones
+        features = self.targets(pixels)
         with self._alone:
-            features = F.layer_norm(self.encoder(inputs).float(), (self.encoder.embed_dim,))[0]
             shown = self.context_encoder(inputs, context)
-            predicted = self.predictor(shown, context, targets.unsqueeze(1), family, self.grid(pixels))[0, 0].float()
-        seen = features[targets[0]]
+            found = self.predictor(shown, context, targets.unsqueeze(1), family, self.grid(pixels))[0, 0]
+        predicted, seen = found.float().cpu(), features[targets[0].cpu()]
         surprise, against_mean = ((p - seen).square().mean(dim=1) for p in (predicted, features.mean(dim=0)))
-        return Expectation(*(part.cpu() for part in (targets[0], predicted, seen, surprise, against_mean)))
+        return Expectation(targets[0].cpu(), predicted, seen, surprise, against_mean)
 
     def surprise(self, pixels: Pixels) -> Float[Tensor, " tokens"]:
         """Surprise at every patch: each quarter of the picture is hidden once, in all frames, and predicted.
@@ -190,7 +200,7 @@ class Bank:
         features, patches = [self.features], [self.patches] if first else []
         while self.count < len(self.inputs) and (self.count < first + 2 or time.monotonic() < end):
             pixels = self.inputs[self.count]
-            tokens = F.layer_norm(self.subject.tokens(pixels), (self.features.shape[1],))
+            tokens = self.subject.targets(pixels)
             features.append(F.normalize(tokens, dim=1))
             patches.append(self.subject.patches(pixels))
             self.owner = torch.cat([self.owner, torch.full((len(tokens),), self.count)])

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
@@ -21,7 +20,7 @@ from jepa_lightning.masking import MaskedBatch, TokenMasks
 from jepa_lightning.masking.padded import without_padding
 from jepa_lightning.masking.tokens import Family
 from jepa_lightning.methods.groups import OptimizerFactory, apart, groups_of
-from jepa_lightning.models import Encoder, ema_copy, ema_update, evaluating, frozen_copy
+from jepa_lightning.models import Encoder, ema_copy, ema_update, evaluating, frozen_copy, target_tokens
 from jepa_lightning.models.attention_maps import attention_depth, attention_maps
 from jepa_lightning.schedules import Schedule
 
@@ -209,11 +208,7 @@ class JEPA(Method):
     def targets_of(self, inputs: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch tokens dim"]:
         """Tokens of the target encoder, from which targets are made; without gradient, if ``stop_gradient`` is true."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
-            if self.target_layers == 1:
-                return cast(Tensor, self.target_encoder(inputs))
-            depth: Any = self.target_encoder.depth
-            layers = self.target_encoder(inputs, out_layers=range(depth - self.target_layers, depth))
-            return torch.stack([F.layer_norm(layer, (self.embed_dim,)) for layer in layers]).mean(dim=0)
+            return target_tokens(self.target_encoder, inputs, self.target_layers)
 
     def regularized(self, loss: Tensor, contexts: Sequence[Tensor], masks: Sequence[TokenMasks]) -> dict[str, Tensor]:
         """``{"loss": loss}``; with a regularizer its weighted terms are added to the loss, and all parts are named.

@@ -10,6 +10,7 @@ from jepa_lightning.models.layers import BlockOptions, Trunk
 from jepa_lightning.models.positions import Positions, RoPE, SinCos2D, SinCos3D
 from jepa_lightning.models.predictor import Predictor, TargetNoise
 from jepa_lightning.models.projector import BatchNorm, Projector
+from jepa_lightning.models.targets import target_tokens
 from jepa_lightning.models.vision_transformer import SIZES, Encoder, VisionTransformer
 
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "ema_update",
     "evaluating",
     "frozen_copy",
+    "target_tokens",
 ]

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from dash import Dash
 
+import jepa_lightning as jl
 from jepa_lightning.cli import main
 from jepa_lightning.data import ImageDataModule, VideoDataModule
 from jepa_lightning.explore.command import data_for, open_subject, sampler
@@ -54,6 +56,19 @@ def test_both_encoders_and_the_predictor_of_a_training_are_opened(trained: Path)
     masks = sampler(data)
     assert masks is not None
     assert masks.sample(1)[0].targets.max() < 64
+
+
+def test_what_was_seen_is_what_the_training_predicts(trained: Path) -> None:
+    """ijepa.yaml makes its targets of all blocks."""
+    subject, _ = open_subject(trained)
+    assert subject.target_layers == 4
+    module = jl.load(trained)
+    assert isinstance(module, jl.IJEPA)
+    pixels = torch.randint(256, (3, 1, 48, 48), dtype=torch.uint8)
+    expected = F.layer_norm(module.targets_of(subject.inputs(pixels)), (module.embed_dim,))[0]
+    torch.testing.assert_close(subject.targets(pixels), expected)
+    torch.testing.assert_close(subject.expect(pixels, torch.arange(36) < 9).seen, expected[:9])
+    assert not torch.allclose(F.layer_norm(subject.tokens(pixels), (module.embed_dim,)), expected, atol=0.1)
 
 
 def test_a_file_of_meta_is_shown_with_the_embedded_data(golden_checkpoint: Path) -> None:
