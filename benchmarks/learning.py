@@ -153,6 +153,7 @@ def pixels(data: Data, images: Path) -> dict[str, Any]:
     arrays, flat = np.load(images), {}
     for name in ("train", "report"):
         x = torch.from_numpy(arrays[f"{name}_x"]).permute(0, 3, 1, 2).float() / 255
+        x = x[:, :1] if bool((x == x[:, :1]).all()) else x  # grey images say everything three times
         small = x if data.size <= 32 else F.interpolate(x, size=(32, 32), mode="bilinear", antialias=True)
         flat[name] = small.flatten(1).numpy()
     return {"learner": "raw pixels", "seed": 0, "step": 0, "seconds": 0.0, "images": 0, **score(flat, images)}
@@ -222,7 +223,8 @@ def main() -> None:
     parser.add_argument(
         "--split", default="val", choices=("val", "test"), help="what is reported; choose nothing by test"
     )
-    parser.add_argument("--learners", nargs="+", help=f"of {', '.join((*OURS, *PEERS))}; all that can run")
+    choice = ", ".join(("pixels", *OURS, *PEERS))
+    parser.add_argument("--learners", nargs="+", help=f"of {choice}; all that can run")
     parser.add_argument("--peers", help="a Python with lightly and stable-pretraining")
     parser.add_argument("--seconds", type=float, default=240.0, help="of training, for each learner and seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -235,10 +237,10 @@ def main() -> None:
     options.images = (options.out / f"{options.data.replace('/', '_')}_{data.size}_{options.split}.npz").resolve()
     if not options.images.exists():
         write_images(data, options.split, options.images)
-    learners = options.learners or [*OURS, *(PEERS if options.peers else ())]
-    points = [pixels(data, options.images)]
+    learners = options.learners or ["pixels", *OURS, *(PEERS if options.peers else ())]
+    points = [pixels(data, options.images)] if "pixels" in learners else []
     for seed in options.seeds:
-        for learner in learners:
+        for learner in (name for name in learners if name != "pixels"):
             python = options.peers if learner in PEERS else sys.executable
             for point in curve(learner, python, data, seed, options):
                 points.append(point)

@@ -69,13 +69,14 @@ def main(arguments: Sequence[str]) -> None:
         FileNotFoundError: No such checkpoint, configuration or data.
         ValueError: If there is nothing to evaluate on, or no label.
     """
+    if {"-h", "--help"} & set(arguments):  # there need not be a checkpoint yet
+        _parser(None).parse_args(list(arguments))
     names = option_values(arguments, "--ckpt_path") or ["last.ckpt"]
     paths = [
         find_checkpoint(name, "runs", "--ckpt_path", lambda m: "checkpoint" not in (m.get("init_args") or {}), False)
         for name in names
     ]
-    config = None if {"-h", "--help"} & set(arguments) else _data_section(arguments, paths[0])
-    parser = _parser(config)
+    parser = _parser(_data_section(arguments, paths[0]))
     parsed = parser.parse_args(list(arguments))
     parsed.ckpt_path = paths
     made = parser.instantiate_classes(parsed)

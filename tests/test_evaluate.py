@@ -59,6 +59,16 @@ def evaluated(checkpoint: str, digits: Path) -> Path:
     return Path(checkpoint).parents[1] / "evaluation" / "v_test"
 
 
+def test_help_needs_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", "--help"])
+    assert end.value.code == 0
+    assert "--ckpt_path" in capsys.readouterr().out
+
+
 def data_of(root: Path) -> list[str]:
     return ["--data=ImageDataModule", f"--data.root={root}", "--data.num_workers=0", "--data.masks=null"]
 
