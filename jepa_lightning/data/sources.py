@@ -282,9 +282,13 @@ class Torchvision(ImageSource):
             arguments["download"] = download
         try:
             return self.factory(**arguments)  # type: ignore[misc]  # checked in the constructor
-        except (RuntimeError, FileNotFoundError) as error:
+        except (RuntimeError, OSError) as error:
             if download:
-                raise
+                said = " ".join(str(error).split()).rstrip(":")
+                raise FileNotFoundError(
+                    f"{self.name} is not in {self.root} and could not be downloaded ({said}): put its files there as "
+                    "torchvision lays them out, or set --data.source.root to where they are"
+                ) from error
             raise FileNotFoundError(
                 f"{self.name} is not in {self.root}: set --data.source.root, or --data.source.download true"
             ) from error

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torchvision
 from PIL import Image
 
 from jepa_lightning.data import Folder, Torchvision
@@ -77,6 +78,15 @@ def test_unknown_torchvision_sets_are_refused(tmp_path: Path) -> None:
         Torchvision("CIFAR99")
     with pytest.raises(FileNotFoundError, match=r"CIFAR10 is not in .*--data.source.download true"):
         Torchvision("CIFAR10", root=str(tmp_path)).split("train")
+
+
+def test_what_cannot_be_downloaded_ends_in_where_to_put_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(self: object) -> None:
+        raise RuntimeError("Error downloading train.gz:\nTried a mirror, got:\n<urlopen error>\n")
+
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "download", offline)
+    with pytest.raises(FileNotFoundError, match=r"not in .* \(Error .* got: <urlopen error>\): .*--data.source.root"):
+        Torchvision("FashionMNIST", str(tmp_path), download=True).prepare()
 
 
 def fashion_mnist(root: Path) -> None:
