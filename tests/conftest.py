@@ -1,7 +1,12 @@
 from __future__ import annotations
 
-import json
 import os
+
+# Before torch is there: threads that a test starts heed nothing else, and eight times two of them, on two busy cores,
+# wait for each other for minutes.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,9 +27,7 @@ from jepa_lightning.methods import IJEPA
 from jepa_lightning.models import Predictor, VisionTransformer
 from jepa_lightning.schedules import Constant
 
-# With more threads the tests wait for each other on a busy machine, up to thirty times longer.
 torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"
 
 GOLDEN = Path(__file__).parent / "golden"
 

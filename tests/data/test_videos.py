@@ -341,11 +341,11 @@ def test_a_file_that_hangs_is_given_up_and_not_waited_for_again(folder: Path) ->
     reader = VideoReader(HangsOn("02.mp4", "04.mp4"), timeout=1.0)
     start = time.perf_counter()
     data = data_module(folder, reader=reader)
-    for number in range(3):
+    for number in range(10):
         (batch, *_) = epochs = epoch(data, number)
         assert len(epochs) == 4
         assert batch.inputs.shape == (4, 3, 4, 32, 32)
-    assert time.perf_counter() - start < 4  # the first epoch waited once for each, the others did not
+    assert time.perf_counter() - start < 15  # not 20: the first epoch waited once for each, the others did not
     name, reason = data.report.reasons()[str(folder / "train" / "class0" / "02.mp4")]
     assert name == "class0/02.mp4"
     assert reason.startswith("TimeoutError: ")
