@@ -102,7 +102,8 @@ class Backbone(Encoder):
         try:
             # A traced network also prints where it failed.
             with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
-                shape = self._twin[0].feature_map(torch.empty(1, self.in_chans, *size, device="meta")).shape
+                # a deep copy of a traced network is in training mode again
+                shape = self._twin[0].eval().feature_map(torch.empty(1, self.in_chans, *size, device="meta")).shape
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
