@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from jepa_lightning.masking import Grid
@@ -180,6 +180,20 @@ def perplexity(attention: Float[Tensor, "*batch keys"]) -> Float[Tensor, "*batch
     return torch.special.entr(attention).sum(dim=-1).exp()
 
 
+class Rows(NamedTuple):
+    """Patches side by side with what is known of them.
+
+    Attributes:
+        features: Target features, of length 1, (M, D).
+        patches: As they are seen, (M, 3, p, p).
+        owner: Numbers of the inputs that they are of, (M,).
+    """
+
+    features: Float[Tensor, "m dim"]
+    patches: UInt8[Tensor, "m 3 side side"]
+    owner: Int[Tensor, " m"]
+
+
 class Bank:
     """Patches of many inputs with their target features, to show a feature as the patch that has the like.
 
@@ -190,22 +204,21 @@ class Bank:
 
     def __init__(self, subject: Subject, inputs: list[Pixels]) -> None:
         self.subject, self.inputs, self.count = subject, inputs, 0
-        self.features = torch.empty(0, subject.encoder.embed_dim)  # (M, D), of length 1
-        self.patches = torch.empty(0, dtype=torch.uint8)  # (M, 3, p, p)
-        self.owner = torch.empty(0, dtype=torch.long)  # (M,)
+        self.rows: Rows | None = None
+        """Replaced as a whole: another thread may be reading."""
 
     def grow(self, seconds: float) -> None:
         """Encode as many more inputs as fit into the time, but at least two; nothing once all are there."""
-        end, first = time.monotonic() + seconds, self.count
-        features, patches = [self.features], [self.patches] if first else []
-        while self.count < len(self.inputs) and (self.count < first + 2 or time.monotonic() < end):
-            pixels = self.inputs[self.count]
-            tokens = self.subject.targets(pixels)
-            features.append(F.normalize(tokens, dim=1))
-            patches.append(self.subject.patches(pixels))
-            self.owner = torch.cat([self.owner, torch.full((len(tokens),), self.count)])
-            self.count += 1
-        self.features, self.patches = torch.cat(features), torch.cat(patches)
+        if self.count == len(self.inputs):
+            return
+        end, number = time.monotonic() + seconds, self.count
+        parts = [] if self.rows is None else [self.rows]
+        while number < len(self.inputs) and (number < self.count + 2 or time.monotonic() < end):
+            pixels = self.inputs[number]
+            features = F.normalize(self.subject.targets(pixels), dim=1)
+            parts.append(Rows(features, self.subject.patches(pixels), torch.full((len(features),), number)))
+            number += 1
+        self.rows, self.count = Rows(*map(torch.cat, zip(*parts, strict=True))), number
 
     def nearest(
         self, features: Float[Tensor, "k dim"], count: int = 1, without: int | None = None
@@ -216,8 +229,14 @@ class Bank:
             features: What is looked for.
             count: How many patches for each.
             without: Number of an input whose own patches do not count.
+
+        Raises:
+            ValueError: If nothing is encoded yet.
         """
-        likeness = F.normalize(features, dim=1) @ self.features.T  # (k, M)
+        rows = self.rows
+        if rows is None:
+            raise ValueError("an empty bank has no nearest patch: let it grow first")
+        likeness = F.normalize(features, dim=1) @ rows.features.T  # (k, M)
         if without is not None:
-            likeness = likeness.masked_fill(self.owner == without, -torch.inf)
-        return self.patches[likeness.topk(min(count, likeness.shape[1]), dim=1).indices]
+            likeness = likeness.masked_fill(rows.owner == without, -torch.inf)
+        return rows.patches[likeness.topk(min(count, likeness.shape[1]), dim=1).indices]

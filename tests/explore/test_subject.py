@@ -95,10 +95,35 @@ def test_a_bank_grows_by_two_inputs_at_least_and_ends_where_one_that_had_time_do
     for count in (2, 4, 5, 5):
         hurried.grow(0)
         assert hurried.count == count
-        assert len(hurried.features) == len(hurried.patches) == len(hurried.owner) == 16 * count
-    assert torch.equal(hurried.features, patient.features)
-    assert torch.equal(hurried.patches, patient.patches)
-    assert torch.equal(hurried.owner, patient.owner)
+        assert hurried.rows is not None
+        assert [len(column) for column in hurried.rows] == [16 * count] * 3
+    assert patient.rows is not None
+    for one, other in zip(hurried.rows, patient.rows, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_bank_answers_from_what_it_had_while_it_grows(
+    subject: SubjectFactory, items: ItemFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, samples = subject(), items(4)
+    bank, targets = Bank(network, [item.pixels for item in samples]), network.targets
+    wanted = targets(samples[3].pixels)
+    with pytest.raises(ValueError, match="let it grow first"):
+        bank.nearest(wanted)
+    bank.grow(0)
+    before = bank.nearest(wanted, without=0)
+    asked: list[torch.Tensor] = []
+
+    def asked_meanwhile(pixels: torch.Tensor) -> torch.Tensor:
+        """What another thread would do between one input and the next."""
+        asked.append(bank.nearest(wanted, without=0))
+        return targets(pixels)
+
+    monkeypatch.setattr(network, "targets", asked_meanwhile)
+    bank.grow(0)
+    assert len(asked) == 2
+    assert all(torch.equal(answer, before) for answer in asked)
+    assert not torch.equal(bank.nearest(wanted, without=0), before)
 
 
 def test_perplexity_is_the_number_of_tokens_that_share_the_attention() -> None:
