@@ -22,19 +22,26 @@ from jepa_lightning.methods import Method
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 ALL = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
-DIGITS = {"DigitScenes", "MovingDigits"}
-EMBEDDED = [
-    name for name in ALL
-    if yaml.safe_load((CONFIGS / name).read_text())["data"]["init_args"]["source"]["class_path"] in DIGITS
-]  # fmt: skip
 FEW = [
     "--trainer.max_epochs=2", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=2",  # 1 means all
     "--data.batch_size=8", "--data.num_workers=0", "--probe.max_train=64", "--probe.max_held_out=64",
 ]  # fmt: skip
 
 
+def config_of(name: str) -> dict[str, Any]:
+    return yaml.safe_load((CONFIGS / name).read_text())
+
+
 def model_of(name: str) -> dict[str, Any]:
-    return yaml.safe_load((CONFIGS / name).read_text())["model"]
+    return config_of(name)["model"]
+
+
+def is_embedded(name: str) -> bool:
+    """Whether its data comes with the package."""
+    return config_of(name)["data"]["init_args"]["source"]["class_path"] in ("DigitScenes", "MovingDigits")
+
+
+EMBEDDED = [name for name in ALL if is_embedded(name)]
 
 
 def is_probe(name: str) -> bool:
