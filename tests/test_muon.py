@@ -13,7 +13,7 @@ from torch.optim import AdamW
 
 from jepa_lightning.cli import main
 from jepa_lightning.methods import IJEPA
-from jepa_lightning.muon import Muon, orthogonalized
+from jepa_lightning.muon import Muon, _on_the_small_side, _on_the_whole, orthogonalized
 
 IJEPAFactory = Callable[..., IJEPA]
 
@@ -34,6 +34,21 @@ def test_the_scale_of_a_matrix_and_its_neighbours_do_not_matter_and_zero_stays_z
     whole = orthogonalized(matrices)
     torch.testing.assert_close(orthogonalized(1e3 * matrices[1:]), whole[1:], rtol=0, atol=1e-4)
     assert torch.equal(orthogonalized(torch.zeros(1, 3, 4)), torch.zeros(1, 3, 4))
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 64), (1, 7, 7), (3, 1, 5)])
+def test_rounds_on_the_small_side_are_the_rounds_on_the_whole(shape: tuple[int, int, int]) -> None:
+    matrices = torch.randn(shape, dtype=torch.float64)
+    matrices /= matrices.flatten(1).norm(dim=1).view(-1, 1, 1)
+    for rounds in (0, 1, 5):
+        torch.testing.assert_close(_on_the_small_side(matrices, rounds), _on_the_whole(matrices, rounds))
+
+
+def test_singular_values_of_very_different_size_stay_exact_enough() -> None:
+    matrices = torch.randn(1, 32, 32) @ torch.diag(torch.logspace(0, -4, 32))
+    exact = orthogonalized(matrices.double())  # in float32 too, whatever it is given
+    x = matrices.double() / matrices.double().norm()
+    torch.testing.assert_close(exact, _on_the_whole(x, 5), rtol=0, atol=1e-3)
 
 
 def test_the_original_gives_the_same_matrix_up_to_half_precision() -> None:

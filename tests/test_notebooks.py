@@ -36,8 +36,8 @@ def twin(request: pytest.FixtureRequest) -> Path:
     return request.param
 
 
-def test_images_and_video_have_a_notebook() -> None:
-    assert {"01_ijepa", "02_vjepa"} <= {twin.stem for twin in TWINS}
+def test_images_video_and_small_data_have_a_notebook() -> None:
+    assert {"01_ijepa", "02_vjepa", "03_small_data"} <= {twin.stem for twin in TWINS}
     assert {twin.stem for twin in TWINS} == {stored.stem for stored in FOLDER.glob("*.ipynb")}
 
 
