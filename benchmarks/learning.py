@@ -9,6 +9,9 @@ budget. All classifiers are ours, the same for all, and are fitted here: exact k
 
     python benchmarks/learning.py --data scenes --seconds 240 --seeds 0 1 2 --peers PYTHON
 
+`--variants` names a YAML file, `name: [options of jepa fit]`: each is one more learner, our recipe with these options
+(`ablation.yaml` takes back its departures from the paper, one at a time).
+
 `--peers` is the Python of an environment that has lightly and stable-pretraining (and lightning, torchvision) beside
 torch; without it only what needs this package alone is run. Draws learning.png, writes learning.json and learning.md.
 Nothing may be chosen by `--split test`.
@@ -24,7 +27,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -65,6 +68,22 @@ class Data:
     size: int
     config: str
     options: list[str]
+
+
+class Learner(NamedTuple):
+    """Something that learns.
+
+    Attributes:
+        name: What it is called in table and plot.
+        script: Its script in `learners/`.
+        python: The Python that runs it.
+        options: Of `jepa fit`, for `ours`.
+    """
+
+    name: str
+    script: str
+    python: str
+    options: tuple[str, ...]
 
 
 def data_of(name: str, root: str, config: str | None, size: int | None) -> Data:
@@ -108,13 +127,13 @@ def shape(config: str) -> dict[str, int]:
     return {**sizes, "batch_size": model["data"]["init_args"]["batch_size"]}
 
 
-def run(learner: str, python: str, arguments: list[str], threads: int) -> dict[str, Any]:
+def run(learner: Learner, arguments: list[str], threads: int) -> dict[str, Any]:
     """Run a learner; what it prints in its last line.
 
     Raises:
         SystemExit: If it fails; with what it said.
     """
-    command = [python, str(LEARNERS / f"{learner}.py"), *arguments]
+    command = [learner.python, str(LEARNERS / f"{learner.script}.py"), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "JEPA_TRACEBACK": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -122,18 +141,28 @@ def run(learner: str, python: str, arguments: list[str], threads: int) -> dict[s
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def curve(learner: str, python: str, data: Data, seed: int, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def learners_of(options: argparse.Namespace) -> list[Learner]:
+    """Those that were asked for, or all that can run."""
+    variants = yaml.safe_load(options.variants.read_text()) if options.variants else {}
+    names = options.learners or ["pixels", *OURS, *(PEERS if options.peers else ())]
+    scripts = [name for name in names if name != "pixels"]
+    found = [Learner(name, name, options.peers if name in PEERS else sys.executable, ()) for name in scripts]
+    return found + [Learner(name, "ours", sys.executable, tuple(given)) for name, given in variants.items()]
+
+
+def curve(learner: Learner, data: Data, seed: int, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Train for the seconds that all have, and score what was written on the way."""
-    folder = options.out / options.data.replace("/", "_") / learner / str(seed)
+    folder = options.out / options.data.replace("/", "_") / learner.name.replace(" ", "_") / str(seed)
     folder.mkdir(parents=True, exist_ok=True)
     common = [f"--images={options.images}", f"--out={folder}", f"--seed={seed}", f"--config={data.config}"]
-    common += [f"--shape={json.dumps(shape(data.config))}", *(f"--option={option}" for option in data.options)]
-    timed = run(learner, python, [*common, f"--steps={options.timed_steps}", "--timing"], options.threads)
+    common += [f"--shape={json.dumps(shape(data.config))}", f"--points={options.points}"]
+    common += [f"--option={option}" for option in (*data.options, *learner.options)]
+    timed = run(learner, [*common, f"--steps={options.timed_steps}", "--timing"], options.threads)
     steps = max(options.timed_steps, int(options.seconds / timed["seconds_per_step"]))
-    told = run(learner, python, [*common, f"--steps={steps}"], options.threads)
+    told = run(learner, [*common, f"--steps={steps}"], options.threads)
     for point in told["points"]:
         scores = score(np.load(folder / f"{point['step']}.npz"), options.images)
-        yield {"learner": learner, "seed": seed, **told["about"], **point, **scores}
+        yield {"learner": learner.name, "seed": seed, **told["about"], **point, **scores}
 
 
 def score(features: Any, images: Path) -> dict[str, float]:
@@ -225,10 +254,12 @@ def main() -> None:
     )
     choice = ", ".join(("pixels", *OURS, *PEERS))
     parser.add_argument("--learners", nargs="+", help=f"of {choice}; all that can run")
+    parser.add_argument("--variants", type=Path, help="YAML: names and options of `jepa fit` of variants of our recipe")
     parser.add_argument("--peers", help="a Python with lightly and stable-pretraining")
     parser.add_argument("--seconds", type=float, default=240.0, help="of training, for each learner and seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--points", type=int, default=4, help="times that is probed on the way, beside the start")
     parser.add_argument("--timed_steps", type=int, default=30, help="steps by which a learner is timed")
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
     options = parser.parse_args()
@@ -237,12 +268,11 @@ def main() -> None:
     options.images = (options.out / f"{options.data.replace('/', '_')}_{data.size}_{options.split}.npz").resolve()
     if not options.images.exists():
         write_images(data, options.split, options.images)
-    learners = options.learners or ["pixels", *OURS, *(PEERS if options.peers else ())]
-    points = [pixels(data, options.images)] if "pixels" in learners else []
+    raw = options.learners is None or "pixels" in options.learners
+    points = [pixels(data, options.images)] if raw else []
     for seed in options.seeds:
-        for learner in (name for name in learners if name != "pixels"):
-            python = options.peers if learner in PEERS else sys.executable
-            for point in curve(learner, python, data, seed, options):
+        for learner in learners_of(options):
+            for point in curve(learner, data, seed, options):
                 points.append(point)
                 print({k: round(v, 1) if isinstance(v, float) else v for k, v in point.items()}, flush=True)
     about = {

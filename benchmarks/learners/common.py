@@ -20,8 +20,6 @@ from torch import Tensor, nn
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WARMUP = 0.1
 """Share of the steps in which the learning rate rises."""
-POINTS = 4
-"""Times that features are written, beside the start."""
 
 
 def arguments() -> argparse.Namespace:
@@ -30,6 +28,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--points", type=int, default=4, help="times that features are written, beside the start")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--config", default="ijepa.yaml")
     parser.add_argument("--shape", type=json.loads, required=True, help="sizes of the networks of our recipe, as JSON")
@@ -44,9 +43,9 @@ def normalized(images: np.ndarray | Tensor) -> Tensor:
     return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
-def marks(steps: int) -> list[int]:
-    """The steps after which features are written."""
-    return sorted({0, *(round(steps * part / POINTS) for part in range(1, POINTS + 1))})
+def marks(steps: int, points: int) -> list[int]:
+    """The steps after which features are written, beside the start."""
+    return sorted({0, *(round(steps * part / points) for part in range(1, points + 1))})
 
 
 @torch.no_grad()
@@ -83,7 +82,7 @@ class Training:
             for group in optimizer.param_groups:
                 group["lr"] = lr * rise * fall
             yield done
-            if step + 1 in marks(total) and not self.given.timing:
+            if step + 1 in marks(total, self.given.points) and not self.given.timing:
                 self.seconds += time.perf_counter() - begun
                 self._write(step + 1)
                 begun = time.perf_counter()

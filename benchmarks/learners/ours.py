@@ -7,10 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import arguments, marks, parameters, write_features
+import numpy as np
+import yaml
+from common import WARMUP, arguments, marks, parameters, write_features
 from lightning import Callback
 
 from jepa_lightning.cli import main
+from jepa_lightning.finding import find_config
 
 QUIET = [
     "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--probe.every_n_epochs=0",
@@ -21,8 +24,9 @@ QUIET = [
 class Features(Callback):
     """Writes features and counts the time of everything else."""
 
-    def __init__(self, images: str, out: str, steps: int, timing: bool) -> None:
+    def __init__(self, images: str, out: str, steps: int, points: int, timing: bool) -> None:
         self.images, self.out, self.steps, self.timing = Path(images), Path(out), steps, timing
+        self.marks = marks(steps, points)
         self.seconds, self.points, self.about = 0.0, [], {}
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -38,7 +42,7 @@ class Features(Callback):
             if step == self.steps // 3:
                 self.begun = time.perf_counter()
             self.seconds = (time.perf_counter() - self.begun) / max(1, step - self.steps // 3)
-        elif step in marks(self.steps):
+        elif step in self.marks:
             self.seconds += time.perf_counter() - self.begun
             pl_module.update_target_encoder()  # the module's own turn comes after the callbacks'
             self._write(pl_module, step, step * len(batch.inputs))
@@ -56,11 +60,22 @@ class Features(Callback):
         print(json.dumps({"seconds_per_step": self.seconds, "about": self.about, "points": self.points}))
 
 
+def warm_up(config: str, images: str, steps: int) -> list[str]:
+    """The share of the training that all learners have, in epochs of our loader, whatever the recipe's length was."""
+    given = yaml.safe_load(Path(find_config(config)).read_text())
+    if "warmup_epochs" not in given["model"]["init_args"]["lr"].get("init_args", {}):
+        return []
+    per_epoch = len(np.load(images)["train_y"]) // given["data"]["init_args"]["batch_size"]
+    return [f"--model.lr.init_args.warmup_epochs={WARMUP * steps / per_epoch}"]
+
+
 if __name__ == "__main__":
     given = arguments()
     writer = ["--trainer.callbacks+=ours.Features", f"--trainer.callbacks.images={given.images}"]
     writer += [f"--trainer.callbacks.out={given.out}", f"--trainer.callbacks.steps={given.steps}"]
+    writer += [f"--trainer.callbacks.points={given.points}"]
     writer += [f"--trainer.callbacks.timing={str(given.timing).lower()}"]
     where = [f"--trainer.logger.init_args.save_dir={given.out}/run"]
-    main(["fit", f"--config={given.config}", *given.option, *QUIET, *writer, *where,
+    options = [*warm_up(given.config, given.images, given.steps), *given.option, *QUIET, *writer, *where]
+    main(["fit", f"--config={given.config}", *options,
           f"--trainer.max_steps={given.steps}", f"--seed_everything={given.seed}"])  # fmt: skip
