@@ -186,8 +186,8 @@ for line, (name, pictures) in zip(axes, rows.items(), strict=True):
 figure.tight_layout(pad=0.4)
 
 # %% [markdown]
-# Where the colours are the same in every column, as in the last row, the features say *where* and not *what*. `jepa fit` draws such pictures
-# itself (`pictures.every_n_epochs`), and `jepa explore` lets you click through them.
+# Where the colours are the same in every column, as in the last row, the features say *where* and not *what*. `jepa fit`
+# draws such pictures itself (`pictures.every_n_epochs`), and `jepa explore` lets you click through them.
 #
 # ## 5. On your own pictures
 #
