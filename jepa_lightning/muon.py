@@ -110,7 +110,7 @@ def orthogonalized(matrices: Float[Tensor, "n rows columns"], rounds: int = 5) -
 
 
 def _on_the_whole(x: Float[Tensor, "n rows columns"], rounds: int) -> Float[Tensor, "n rows columns"]:
-    """x <- (a + b G + c G G) x with G = x x', which half precision bears."""
+    """Rounds of x <- (a + b G + c G G) x with G = x x', which half precision bears."""
     a, b, c = COEFFICIENTS
     for _ in range(rounds):
         gram = x @ x.mT

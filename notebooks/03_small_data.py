@@ -9,7 +9,6 @@
 # It takes about three minutes on a laptop, without GPU or download. What I-JEPA is made of: `01_ijepa.ipynb`.
 
 # %%
-import csv
 import io
 import json
 import tempfile
@@ -18,7 +17,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-import torch.nn.functional as F
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import jepa_lightning as jl
