@@ -18,29 +18,20 @@
 #             all tokens                              (no gradient on this road)
 # ```
 #
-# This page builds them one after the other from the parts of `jepa_lightning`, trains them in a loop written by hand,
-# then with `jepa fit`, and looks at what the encoder has learned by then. It takes about two minutes on a laptop, without
-# GPU or download. You should know PyTorch and roughly what a Vision Transformer (ViT) is.
+# This page builds them one after the other from the parts of `jepa_lightning` and trains them in a loop written by hand. It
+# takes about a minute on a laptop, without GPU or download. You should know PyTorch and roughly what a Vision Transformer (ViT) is.
 
 # %%
-import csv
-import io
-import json
 import math
-import tempfile
-from contextlib import chdir, redirect_stderr
 from functools import partial
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from matplotlib.patheffects import withStroke
-from torchvision.io import decode_image
 
 import jepa_lightning as jl
-from jepa_lightning.callbacks.pictures import pca_rgb, show_only
-from jepa_lightning.cli import main
+from jepa_lightning.callbacks.pictures import show_only
 from jepa_lightning.data import CleanTransform, DigitScenes, ImageDataModule
 from jepa_lightning.masking import MaskedBatch, MultiBlock, gather_tokens
 from jepa_lightning.models import ema_update, frozen_copy
@@ -365,80 +356,9 @@ curves(history)
 # jepa fit --config ijepa.yaml
 # ```
 #
-# trains for 8 epochs, which takes about four minutes of two cores. Here we stop after two of them, for which the
-# learning rate rises in less time: each `--name=value` overrides what the YAML says. `main([...])` is the same command
-# from Python.
-
-# %%
-temporary = tempfile.TemporaryDirectory(prefix="ijepa_")  # removed when the notebook is closed
-runs = Path(temporary.name)
-overrides = {
-    "trainer.max_epochs": 2,
-    "model.lr.init_args.warmup_epochs": 0.2,
-    "pictures.every_n_epochs": 2,
-    "probe.every_n_epochs": 2,
-    "trainer.logger.init_args.save_dir": ".",
-    "trainer.enable_progress_bar": "false",
-    "trainer.enable_model_summary": "false",
-}
-with chdir(runs), redirect_stderr(io.StringIO()):  # progress bars and notes of Lightning
-    main(["fit", "--config", "ijepa.yaml", *(f"--{name}={value}" for name, value in overrides.items())])
-
-# %% [markdown]
-# The run has left its configuration, a table of all steps, TensorBoard curves, pictures and checkpoints:
-
-# %%
-folder = next(runs.glob("ijepa/*"))
-print("\n".join(sorted(f"{p.relative_to(folder)}" for p in folder.rglob("*") if p.is_file())))
-with (folder / "train.csv").open() as file:
-    rows = list(csv.DictReader(file))
-print({name: rows[-1][name] for name in ("epoch", "itr", "loss", "mask-A", "mask-B", "lr", "momentum")})
-
-# %% [markdown]
-# One of the pictures: each row is a validation picture, its context, its target (the recipe hides one block of half the
-# picture in place of four small ones), and the features of the target encoder in colour (explained below).
-
-# %%
-picture = decode_image(str(sorted(folder.glob("pictures/*.png"))[-1]))
-_ = show([[picture]], size=6, interpolation="antialiased")
-
-# %% [markdown]
-# A checkpoint knows how it was made. `jl.load` rebuilds the module from it:
-
-# %%
-trained = jl.load(folder / "checkpoints" / "last.ckpt")
-trained.encode(images).shape  # the target encoder, without gradient: the network that is kept
-
-# %% [markdown]
-# ## 10. What the encoder sees
-#
-# We have three encoders: untrained, after our loop, and after `jepa fit`. Each makes
-# 36 tokens of 96 numbers from a validation picture. To look at them, take all tokens of all pictures together, find
-# their three **principal components**, and show these as red, green and blue. Two patches of similar colour have similar
-# features; the colours themselves mean nothing, and cannot be compared between rows.
-
-# %%
-encoders = {"untrained": untrained, "our loop": target_encoder, "jepa fit": trained.target_encoder}
-with torch.no_grad():
-    seen = {name: net(images) for name, net in encoders.items()}  # (B, N, D) each
-_ = show(
-    [pixels, *(pca_rgb(features, encoder.grid).squeeze(2) for features in seen.values())], names=["picture", *seen]
-)
-
-# %% [markdown]
-# An untrained ViT is not blind: its features are a random function of mostly the patch itself, so patches that look alike
-# have similar features. What so short a training has changed is hard to see by eye, so `jepa fit` measures it: it runs
-# probes on the frozen encoder before and after.
-
-# %%
-for name, scores in json.loads((folder / "validation.json").read_text())["scores"].items():
-    print(f"{name:22}", {metric: round(value, 3) for metric, value in scores.items()})
-
-# %% [markdown]
-# `linear_top1` is the accuracy of a linear classifier on the average token, `knn_top1` that of the nearest neighbours,
-# `rankme` the effective number of dimensions in use. With ten digits 0.10 is chance, and with 1000 pictures 0.02 is noise:
-# two epochs move next to nothing, although the loss has fallen all the way. **The whole recipe of 8 epochs**, about four
-# minutes of two cores, reaches 0.90 and 0.71. How to tell early whether a training learns: `03_small_data.ipynb`.
+# trains for 8 epochs, which takes about four minutes of two cores, and runs probes on the frozen encoder before and after: a
+# linear classifier goes from 60 to 90 %, the nearest neighbours from 25 to 71 %. The next page, `03_small_data.ipynb`,
+# runs it from Python, looks at its features in colour, and shows how to tell early whether a training learns.
 #
 # **Where to go from here**
 #

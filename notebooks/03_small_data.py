@@ -9,6 +9,7 @@
 # It takes about three minutes on a laptop, without GPU or download. What I-JEPA is made of: `01_ijepa.ipynb`.
 
 # %%
+import csv
 import io
 import json
 import tempfile
@@ -110,6 +111,17 @@ def fit(name, **changes):
 runs = {"ijepa.yaml": fit("recipe"), "as the paper": fit("paper", **PAPER)}
 
 # %% [markdown]
+# A run leaves its configuration, a table of all steps, TensorBoard curves, checkpoints and pictures (most of which we turned
+# off; the one left shows how often each patch was context and target):
+
+# %%
+folder = runs["ijepa.yaml"]
+print("\n".join(sorted(f"{p.relative_to(folder)}" for p in folder.rglob("*") if p.is_file())))
+with (folder / "train.csv").open() as file:
+    last = list(csv.DictReader(file))[-1]
+print({name: last[name] for name in ("epoch", "itr", "loss", "mask-A", "mask-B", "lr", "momentum")})
+
+# %% [markdown]
 # ## 3. Reading the curves
 #
 # Every run writes them for TensorBoard (`tensorboard --logdir runs`). Four of them tell most:
@@ -168,6 +180,7 @@ for run, folder in runs.items():
 #
 # All tokens of some pictures together have three **principal components**; show them as red, green and blue. Patches of
 # similar colour have similar features; the colours themselves mean nothing and cannot be compared between rows.
+# `jl.load` rebuilds a module from its checkpoint, which knows how it was made.
 
 # %%
 few = slice(0, 248, 31)
