@@ -142,10 +142,9 @@ def run(learner: Learner, arguments: list[str], threads: int) -> dict[str, Any]:
 
 
 def learners_of(options: argparse.Namespace) -> list[Learner]:
-    """Those that were asked for, or all that can run."""
+    """Those that are trained."""
     variants = yaml.safe_load(options.variants.read_text()) if options.variants else {}
-    names = options.learners or ["pixels", *OURS, *(PEERS if options.peers else ())]
-    scripts = [name for name in names if name != "pixels"]
+    scripts = [name for name in options.learners if name != "pixels"]
     found = [Learner(name, name, options.peers if name in PEERS else sys.executable, ()) for name in scripts]
     return found + [Learner(name, "ours", sys.executable, tuple(given)) for name, given in variants.items()]
 
@@ -252,8 +251,10 @@ def main() -> None:
     parser.add_argument(
         "--split", default="val", choices=("val", "test"), help="what is reported; choose nothing by test"
     )
-    choice = ", ".join(("pixels", *OURS, *PEERS))
-    parser.add_argument("--learners", nargs="+", help=f"of {choice}; all that can run")
+    known = ("pixels", *OURS, *PEERS)
+    parser.add_argument(
+        "--learners", nargs="+", choices=known, metavar="NAME", help=f"of {', '.join(known)}; all that can run"
+    )
     parser.add_argument("--variants", type=Path, help="YAML: names and options of `jepa fit` of variants of our recipe")
     parser.add_argument("--peers", help="a Python with lightly and stable-pretraining")
     parser.add_argument("--seconds", type=float, default=240.0, help="of training, for each learner and seed")
@@ -263,18 +264,26 @@ def main() -> None:
     parser.add_argument("--timed_steps", type=int, default=30, help="steps by which a learner is timed")
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
     options = parser.parse_args()
+    options.learners = options.learners or ["pixels", *OURS, *(PEERS if options.peers else ())]
+    if (peers := [name for name in options.learners if name in PEERS]) and not options.peers:
+        parser.error(f"{', '.join(peers)}: say with --peers which Python has their libraries")
     data = data_of(options.data, options.root, options.config, options.size)
     options.out.mkdir(parents=True, exist_ok=True)
     options.images = (options.out / f"{options.data.replace('/', '_')}_{data.size}_{options.split}.npz").resolve()
     if not options.images.exists():
         write_images(data, options.split, options.images)
-    raw = options.learners is None or "pixels" in options.learners
-    points = [pixels(data, options.images)] if raw else []
+    points = [pixels(data, options.images)] if "pixels" in options.learners else []
     for seed in options.seeds:
         for learner in learners_of(options):
             for point in curve(learner, data, seed, options):
                 points.append(point)
                 print({k: round(v, 1) if isinstance(v, float) else v for k, v in point.items()}, flush=True)
+                keep(points, options)
+    print(f"\n{table(points)}\n\nwritten to {options.out}")
+
+
+def keep(points: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Write numbers, table and plot of what is known by now: hours of training are not lost with the last of them."""
     about = {
         "command": " ".join(sys.argv),
         "commit": commit(),
@@ -284,7 +293,6 @@ def main() -> None:
     (options.out / "learning.json").write_text(json.dumps({"about": about, "points": points}, indent=1) + "\n")
     (options.out / "learning.md").write_text(table(points) + "\n")
     plot(points, options.out / "learning.png")
-    print(f"\n{table(points)}\n\nwritten to {options.out}")
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ class Training:
     def steps(self, optimizer: torch.optim.Optimizer, lr: float) -> Iterator[float]:
         """One for each step: the share of the training that is over; sets the learning rate, writes features."""
         total = self.given.steps
+        written = marks(total, self.given.points)
         self._write(0)
         begun = time.perf_counter()
         for step in range(total):
@@ -82,7 +83,7 @@ class Training:
             for group in optimizer.param_groups:
                 group["lr"] = lr * rise * fall
             yield done
-            if step + 1 in marks(total, self.given.points) and not self.given.timing:
+            if step + 1 in written and not self.given.timing:
                 self.seconds += time.perf_counter() - begun
                 self._write(step + 1)
                 begun = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from pathlib import Path
@@ -60,13 +61,13 @@ class Features(Callback):
         print(json.dumps({"seconds_per_step": self.seconds, "about": self.about, "points": self.points}))
 
 
-def warm_up(config: str, images: str, steps: int) -> list[str]:
+def warm_up(given: argparse.Namespace) -> list[str]:
     """The share of the training that all learners have, in epochs of our loader, whatever the recipe's length was."""
-    given = yaml.safe_load(Path(find_config(config)).read_text())
-    if "warmup_epochs" not in given["model"]["init_args"]["lr"].get("init_args", {}):
+    recipe = yaml.safe_load(Path(find_config(given.config)).read_text())
+    if "warmup_epochs" not in recipe["model"]["init_args"]["lr"].get("init_args", {}):
         return []
-    per_epoch = len(np.load(images)["train_y"]) // given["data"]["init_args"]["batch_size"]
-    return [f"--model.lr.init_args.warmup_epochs={WARMUP * steps / per_epoch}"]
+    per_epoch = len(np.load(given.images)["train_y"]) // given.shape["batch_size"]
+    return [f"--model.lr.init_args.warmup_epochs={WARMUP * given.steps / per_epoch}"]
 
 
 if __name__ == "__main__":
@@ -76,6 +77,6 @@ if __name__ == "__main__":
     writer += [f"--trainer.callbacks.points={given.points}"]
     writer += [f"--trainer.callbacks.timing={str(given.timing).lower()}"]
     where = [f"--trainer.logger.init_args.save_dir={given.out}/run"]
-    options = [*warm_up(given.config, given.images, given.steps), *given.option, *QUIET, *writer, *where]
+    options = [*warm_up(given), *given.option, *QUIET, *writer, *where]
     main(["fit", f"--config={given.config}", *options,
           f"--trainer.max_steps={given.steps}", f"--seed_everything={given.seed}"])  # fmt: skip
