@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jepa_lightning.masking.cut import Ints
-from jepa_lightning.masking.sampler import Grid, Range
+from jepa_lightning.masking.sampler import Grid, Range, check_ranges
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,8 @@ class Blocks:
 
     def __post_init__(self) -> None:
         """Refuse what no grid can satisfy."""
-        for name in ("spatial_scale", "temporal_scale"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= 1:
-                raise ValueError(f"{name} must be [smallest, largest] in (0, 1], got {[low, high]}")
-        if not 0 < self.aspect_ratio[0] <= self.aspect_ratio[1]:
-            raise ValueError(f"aspect_ratio must be [smallest, largest] above 0, got {list(self.aspect_ratio)}")
+        scales = {"spatial_scale": self.spatial_scale, "temporal_scale": self.temporal_scale}
+        check_ranges(scales, {"aspect_ratio": self.aspect_ratio})
         if not 0 < self.max_temporal_keep <= 1:
             raise ValueError(f"max_temporal_keep must be a share in (0, 1], got {self.max_temporal_keep}")
         if self.num_blocks < 1:

@@ -11,7 +11,7 @@ from torch import Generator
 from jepa_lightning.masking.blocks import between
 from jepa_lightning.masking.compat import OfficialMultiBlock
 from jepa_lightning.masking.cut import Bools, Ints, Random, cut
-from jepa_lightning.masking.sampler import Grid, MaskSampler, Range, hw, one_by_one
+from jepa_lightning.masking.sampler import Grid, MaskSampler, Range, check_ranges, hw, one_by_one
 from jepa_lightning.masking.tokens import TokenMasks
 
 ROUNDS = 20
@@ -42,7 +42,7 @@ class MultiBlock(MaskSampler):
             nothing. Contexts are longer (14x14 patches, batch 64: 90 tokens in place of 62), so steps take longer.
 
     Raises:
-        ValueError: If no context or target can have ``min_keep`` tokens on this grid.
+        ValueError: If a range is none, or a context or target cannot have ``min_keep`` tokens on this grid.
     """
 
     def __init__(
@@ -71,6 +71,8 @@ class MultiBlock(MaskSampler):
             raise ValueError(
                 "the official sampler (compat) cuts the masks of a batch: set per_sample or compat to false"
             )
+        scales = {"context_scale": context_scale, "target_scale": target_scale}
+        check_ranges(scales, {"target_aspect_ratio": target_aspect_ratio})
         self.official = OfficialMultiBlock(self) if compat else None
         self._check_geometry()
 
@@ -161,12 +163,19 @@ class MultiBlock(MaskSampler):
     def _check_geometry(self) -> None:
         where = f"on a {self.height}x{self.width} grid"
         least = self.min_keep + (self.official is not None)  # the official test is a strict one
-        height, width = self._smallest_target()
+        (height, width), largest = self._extreme_targets()
         if height * width < least:
             raise ValueError(
                 f"target blocks can be as small as {height}x{width} = {height * width} tokens {where}, fewer than the "
                 f"{least} that min_keep {self.min_keep} asks for: lower min_keep to "
                 f"{height * width - least + self.min_keep} or raise target_scale {list(self.target_scale)}"
+            )
+        left = self.height * self.width - math.prod(largest)
+        if left < least and not self.allow_overlap:  # such a target would be left in the context, and predict itself
+            raise ValueError(
+                f"a target block can be as large as {largest[0]}x{largest[1]} {where}, which leaves {left} tokens, "
+                f"fewer than the {least} that min_keep {self.min_keep} asks for: "
+                f"lower target_scale {list(self.target_scale)}"
             )
         hidden = 0 if self.allow_overlap else height * width
         height, width = (self.official or self).block_size(self.context_scale[0], 1.0)
@@ -177,12 +186,13 @@ class MultiBlock(MaskSampler):
                 f"raise context_scale {list(self.context_scale)} or lower target_scale {list(self.target_scale)}"
             )
 
-    def _smallest_target(self) -> tuple[int, int]:
-        """Both sides grow with the area, so only the aspect ratio has to be searched, at the least area."""
+    def _extreme_targets(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The smallest and the largest target block; sides grow with the area, so only the ratio has to be searched."""
         steps = [i / 1000 for i in range(1001)]
+        ratios = [between(self.target_aspect_ratio, u) for u in steps]
         if self.official is not None:  # one random number sets both
-            drawn = [(between(self.target_scale, u), between(self.target_aspect_ratio, u)) for u in steps]
-            return min((self.official.block_size(*pair) for pair in drawn), key=math.prod)
-        least = self.target_scale[0]
-        sizes = (self.block_size(least, between(self.target_aspect_ratio, u)) for u in steps)
-        return min(sizes, key=math.prod)
+            scales = [between(self.target_scale, u) for u in steps]
+            sizes = [self.official.block_size(*pair) for pair in zip(scales, ratios, strict=True)]
+        else:
+            sizes = [self.block_size(scale, ratio) for scale in self.target_scale for ratio in ratios]
+        return min(sizes, key=math.prod), max(sizes, key=math.prod)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Generator
 
@@ -31,6 +31,20 @@ class MaskSampler(ABC):
             generator: Source of randomness; None for the global one.
             step: Number of the batch since the start of training, for samplers that follow a counter.
         """
+
+
+def check_ranges(shares: Mapping[str, Range], ratios: Mapping[str, Range]) -> None:
+    """Refuse scales and aspect ratios of blocks that no grid can satisfy.
+
+    Raises:
+        ValueError: If one of ``shares`` is not ascending in (0, 1], or one of ``ratios`` not ascending above 0.
+    """
+    for name, (low, high) in shares.items():
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"{name} must be [smallest, largest] in (0, 1], got {[low, high]}")
+    for name, (low, high) in ratios.items():
+        if not 0 < low <= high:
+            raise ValueError(f"{name} must be [smallest, largest] above 0, got {[low, high]}")
 
 
 def one_by_one(

@@ -388,6 +388,25 @@ def test_contexts_that_can_be_too_small_are_refused_with_the_numbers(compat: boo
         MultiBlock(14, context_scale=(0.1, 0.2), compat=compat)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("target_scale", (0.4, 1.6)), ("target_scale", (0.2, 0.15)), ("context_scale", (0.0, 1.0)),
+     ("context_scale", (0.85, 1.1)), ("target_aspect_ratio", (0.0, 1.5)), ("target_aspect_ratio", (1.5, 0.75))],
+)  # fmt: skip
+def test_scales_that_are_no_shares_and_ranges_that_descend_are_refused(name: str, value: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match=rf"{name} must be .*got \[{value[0]}, {value[1]}\]"):
+        MultiBlock(14, **{name: value})
+
+
+@pytest.mark.parametrize("compat", [False, True])
+def test_targets_that_can_leave_no_context_are_refused_unless_they_may_stay_in_it(compat: bool) -> None:
+    wanted: dict[str, Any] = {"num_targets": 1, "target_scale": (0.4, 1.0), "target_aspect_ratio": (1.0, 1.0)}
+    with pytest.raises(ValueError, match=r"as large as \d+x\d+ .* 14x14 grid.*lower target_scale \[0.4, 1.0\]"):
+        MultiBlock(14, min_keep=28, compat=compat, **wanted)
+    (masks,) = MultiBlock(14, min_keep=28, allow_overlap=True, compat=compat, **wanted).sample(2, generator(0))
+    assert masks.context.shape[1] >= 28
+
+
 @pytest.mark.parametrize("count", [{"num_contexts": 0}, {"num_targets": 0}])
 def test_no_context_or_no_target_is_refused(count: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
