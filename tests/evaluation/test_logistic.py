@@ -91,7 +91,7 @@ def test_one_sample_a_class_and_one_class_alone_work() -> None:
 def test_an_end_before_the_optimum_is_told(noisy_digits: tuple[Features, Features]) -> None:
     train, _ = noisy_digits
     with pytest.warns(UserWarning, match="weight decay 0.0001 stopped before its optimum"):
-        logistic_path(train, [1e-4], iterations=5)
+        logistic_path(train, [1e-4], iterations=2)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, -1.0])
