@@ -4,8 +4,9 @@ Each learner is a script of `learners/`, run alone, one after the other, by a Py
 images: the training split of a data set, at one size, as uint8. It is first timed for a few steps and then trains for
 as many steps as fit the seconds that all have; schedules (warm-up, cosine, EMA) end with them. On the way it
 writes average-pooled features of clean images of the training and of the reported split, which takes no time off the
-budget. All classifiers are ours, the same for all, and are fitted here: exact k-NN and logistic regression of
-`jepa evaluate`, whose k, temperature and weight decay are chosen on a tenth of the training split.
+budget: of the last block, and of the last four side by side (I-JEPA, appendix A.2). All classifiers are ours, the same
+for all, and are fitted here: exact k-NN and logistic regression of `jepa evaluate`, whose k, temperature and weight
+decay are chosen on a tenth of the training split.
 
     python benchmarks/learning.py --data scenes --seconds 240 --seeds 0 1 2 --peers PYTHON
 
@@ -25,7 +26,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ from jepa_lightning.data.sources import Images, ImageSource
 from jepa_lightning.data.transforms import CleanTransform
 from jepa_lightning.evaluation.features import Features
 from jepa_lightning.evaluation.intervals import student
-from jepa_lightning.evaluation.protocols import Protocols, split_features
+from jepa_lightning.evaluation.protocols import Protocols, Splits, split_features
 from jepa_lightning.evaluation.provenance import commit, hardware
 from jepa_lightning.finding import find_config
 from jepa_lightning.metrics import rankme
@@ -160,20 +161,25 @@ def curve(learner: Learner, data: Data, seed: int, options: argparse.Namespace) 
     steps = max(options.timed_steps, int(options.seconds / timed["seconds_per_step"]))
     told = run(learner, [*common, f"--steps={steps}"], options.threads)
     for point in told["points"]:
-        scores = score(np.load(folder / f"{point['step']}.npz"), options.images)
+        scores = score(np.load(folder / f"{point['step']}.npz"), options.images, shape(data.config)["embed_dim"])
         yield {"learner": learner.name, "seed": seed, **told["about"], **point, **scores}
 
 
-def score(features: Any, images: Path) -> dict[str, float]:
-    """Top-1 of both classifiers, in per cent, and RankMe."""
+def score(features: Any, images: Path, width: int | None = None) -> dict[str, float]:
+    """Top-1 of both classifiers, in per cent, and RankMe; `width` numbers are of the last block, the rest of others."""
     labels = np.load(images)
     train, report = (
         Features(torch.from_numpy(features[name]), torch.from_numpy(labels[f"{name}_y"]).long())
         for name in ("train", "report")
     )
-    results = PROTOCOLS.results(split_features(train, report, None), "features")
-    knn, linear = (100 * result.values[0] for result in results)
-    return {"knn": knn, "linear": linear, "rankme": float(rankme(report.x))}
+    every = split_features(train, report, None)
+    splits = every if width is None else Splits(*(Features(part.x[:, -width:], part.y) for part in every))
+    knn, linear = (100 * result.values[0] for result in PROTOCOLS.results(splits, "features"))
+    scores = {"knn": knn, "linear": linear, "rankme": float(rankme(splits.report.x))}
+    if width is not None:
+        (blocks,) = replace(PROTOCOLS, k=()).results(every, "features of the last blocks")
+        scores["linear_blocks"] = 100 * blocks.values[0]
+    return scores
 
 
 def pixels(data: Data, images: Path) -> dict[str, Any]:
@@ -190,8 +196,8 @@ def pixels(data: Data, images: Path) -> dict[str, Any]:
 def table(points: list[dict[str, Any]]) -> str:
     """The last point of each learner and the first of ours, mean and 95 % interval over seeds."""
     lines = [
-        "| learner | parameters | images | seconds | k-NN % | linear % | RankMe |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| learner | parameters | images | seconds | k-NN % | linear % | linear, 4 blocks % | RankMe |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for learner in dict.fromkeys(point["learner"] for point in points):
         of_one = [p for p in points if p["learner"] == learner]
@@ -200,7 +206,7 @@ def table(points: list[dict[str, Any]]) -> str:
             rows = {", random initialisation": [p for p in of_one if p["step"] == 0], **rows}
         for what, row in rows.items():
             mean = {name: np.mean([p[name] for p in row]) for name in ("images", "seconds", "rankme")}
-            values = [spread([p[name] for p in row]) for name in ("knn", "linear")]
+            values = [spread([p[name] for p in row if name in p]) for name in ("knn", "linear", "linear_blocks")]
             numbers = [f"{mean['images']:,.0f}", f"{mean['seconds']:.0f}", *values, f"{mean['rankme']:.1f}"]
             lines.append(f"| {learner}{what} | {row[0].get('parameters', '')} | {' | '.join(numbers)} |")
     return "\n".join(lines)
@@ -208,8 +214,8 @@ def table(points: list[dict[str, Any]]) -> str:
 
 def spread(values: list[float]) -> str:
     """Mean, and half of Student's 95 % interval if there are several."""
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
+    if len(values) < 2:
+        return "".join(f"{value:.1f}" for value in values)
     found = student(values)
     return f"{found.mean:.1f} ± {found.high - found.mean:.1f}"
 
@@ -221,21 +227,20 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, axes = pyplot.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
     learners = list(dict.fromkeys(point["learner"] for point in points))
-    for axis, (name, title) in zip(
-        axes, (("knn", "k-NN top-1 (%)"), ("linear", "logistic regression top-1 (%)")), strict=True
-    ):
+    titles = {"knn": "k-NN", "linear": "logistic regression", "linear_blocks": "logistic regression, four blocks"}
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
         for number, learner in enumerate(learners):
             of_one = [p for p in points if p["learner"] == learner]
             if learner == "raw pixels":
-                axis.axhline(of_one[0][name], color="0.5", linestyle=":", label=learner)
+                axis.axhline(of_one[0][name.removesuffix("_blocks")], color="0.5", linestyle=":", label=learner)
                 continue
             for seed in sorted({p["seed"] for p in of_one}):
                 line = sorted((p["seconds"], p[name]) for p in of_one if p["seed"] == seed)
                 label = learner.replace("_", " ") if seed == of_one[0]["seed"] else None
                 axis.plot(*zip(*line, strict=True), color=f"C{number}", marker="o", markersize=3, label=label)
-        axis.set(xlabel="seconds of training", title=title)
+        axis.set(xlabel="seconds of training", title=f"{title}, top-1 (%)")
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=120)

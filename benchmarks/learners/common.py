@@ -20,6 +20,8 @@ from torch import Tensor, nn
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WARMUP = 0.1
 """Share of the steps in which the learning rate rises."""
+BLOCKS = 4
+"""How many of the last blocks are read, as in I-JEPA, appendix A.2."""
 
 
 def arguments() -> argparse.Namespace:
@@ -46,6 +48,22 @@ def normalized(images: np.ndarray | Tensor) -> Tensor:
 def marks(steps: int, points: int) -> list[int]:
     """The steps after which features are written, beside the start."""
     return sorted({0, *(round(steps * part / points) for part in range(1, points + 1))})
+
+
+def by_blocks(network: nn.Module, run: Callable[[Tensor], object]) -> Callable[[Tensor], Tensor]:
+    """Features (B, 4 D) of `run`: the averaged tokens of each of the last four blocks, normed; the last at the end."""
+
+    def encode(x: Tensor) -> Tensor:
+        kept: list[Tensor] = []
+        hooks = [block.register_forward_hook(lambda _, __, out: kept.append(out)) for block in network.blocks[-BLOCKS:]]
+        try:
+            run(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.cat([network.norm(tokens).mean(dim=1) for tokens in kept], dim=1)
+
+    return encode
 
 
 @torch.no_grad()

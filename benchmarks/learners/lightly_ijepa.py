@@ -11,7 +11,7 @@ import copy
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Training, arguments, batches, crops, parameters
+from common import Training, arguments, batches, by_blocks, crops, parameters
 from lightly.data.ijepa_collate import IJEPAMaskCollator
 from lightly.models import utils
 from lightly.models.modules import IJEPAPredictorTIMM
@@ -43,9 +43,8 @@ def tokens(network: torch.nn.Module, x: Tensor, masks: list[Tensor] | None = Non
     return network.norm(network.blocks(x if masks is None else utils.apply_masks(x, masks)))
 
 
-training = Training(
-    given, shape["batch_size"], lambda x: tokens(target_encoder, x).mean(dim=1), {"parameters": parameters(encoder)}
-)
+encode = by_blocks(target_encoder, lambda x: tokens(target_encoder, x))
+training = Training(given, shape["batch_size"], encode, {"parameters": parameters(encoder)})
 drawn = batches(images, shape["batch_size"], given.seed)
 for done in training.steps(optimizer, lr=7.5e-4):
     x = crops(images[next(drawn)], (0.6, 1.0))

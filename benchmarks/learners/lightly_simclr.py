@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from common import Training, arguments, batches, crops, parameters
+from common import Training, arguments, batches, by_blocks, crops, parameters
 from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
 from timm_encoder import vision_transformer
@@ -32,7 +32,7 @@ def view(index: np.ndarray) -> Tensor:
     return mixed * contrast + 0.3 * torch.randn(count, 1, 1, 1)
 
 
-training = Training(given, shape["batch_size"], encoder, {"parameters": parameters(encoder)})
+training = Training(given, shape["batch_size"], by_blocks(encoder, encoder), {"parameters": parameters(encoder)})
 drawn = batches(images, shape["batch_size"], given.seed)
 for _ in training.steps(optimizer, lr=1e-3):
     index = next(drawn)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from common import WARMUP, arguments, marks, parameters, write_features
+from common import WARMUP, arguments, by_blocks, marks, parameters, write_features
 from lightning import Callback
 
 from jepa_lightning.cli import main
@@ -51,9 +51,8 @@ class Features(Callback):
 
     def _write(self, module: Any, step: int, images: int) -> None:
         if not self.timing:
-            write_features(
-                lambda x: module.encode(x.to(module.device)).mean(dim=1).cpu(), self.images, self.out / f"{step}.npz"
-            )
+            encode = by_blocks(module.evaluated, module.encode)
+            write_features(lambda x: encode(x.to(module.device)).cpu(), self.images, self.out / f"{step}.npz")
             self.points.append({"step": step, "seconds": self.seconds, "images": images})
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from common import Training, arguments, batches, crops, parameters
+from common import Training, arguments, batches, by_blocks, crops, parameters
 from stable_pretraining.methods import IJEPA
 from timm_encoder import vision_transformer
 
@@ -22,15 +22,15 @@ model = IJEPA(
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=0.05, betas=(0.9, 0.95))
 
 
-def encode(x: torch.Tensor) -> torch.Tensor:
-    """Averaged tokens of the teacher, the network that the paper evaluates."""
-    student, teacher = model.encoder.student, model.encoder.teacher
+def tokens(x: torch.Tensor) -> torch.Tensor:
+    """Of the teacher, the network that the paper evaluates."""
     height, width = student._get_grid_size(x)
     everything = torch.arange(height * width).expand(len(x), -1)
-    return model._encode(teacher.patch_embed(x), everything, height, width, teacher).mean(dim=1)
+    return model._encode(teacher.patch_embed(x), everything, height, width, teacher)
 
 
-training = Training(given, shape["batch_size"], encode, {"parameters": parameters(model.encoder.student)})
+student, teacher = model.encoder.student, model.encoder.teacher
+training = Training(given, shape["batch_size"], by_blocks(teacher, tokens), {"parameters": parameters(student)})
 drawn = batches(images, shape["batch_size"], given.seed)
 model.train()
 for done in training.steps(optimizer, lr=1e-3):

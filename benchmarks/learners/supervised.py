@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from common import Training, arguments, batches, crops, parameters
+from common import Training, arguments, batches, by_blocks, crops, parameters
 from torch import nn
 
 from jepa_lightning.checkpoint import build
@@ -23,9 +23,9 @@ optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], weigh
 
 
 def encode(x: torch.Tensor) -> torch.Tensor:
-    """Averaged tokens."""
+    """Averaged tokens of the last blocks."""
     with evaluating(encoder):
-        return encoder(x).mean(dim=1)
+        return by_blocks(encoder, encoder)(x)
 
 
 batch_size = given.shape["batch_size"]
