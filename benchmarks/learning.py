@@ -25,6 +25,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,18 +130,25 @@ def shape(config: str) -> dict[str, int]:
     return {**sizes, "batch_size": model["data"]["init_args"]["batch_size"]}
 
 
-def run(learner: Learner, arguments: list[str], threads: int) -> dict[str, Any]:
-    """Run a learner; what it prints in its last line.
+def run(learner: Learner, arguments: list[str], threads: int, title: str, seconds: float) -> dict[str, Any]:
+    """Run a learner, with a bar of the seconds that it takes; what it prints in its last line.
 
     Raises:
         SystemExit: If it fails; with what it said.
     """
     command = [learner.python, str(LEARNERS / f"{learner.script}.py"), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "JEPA_TRACEBACK": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        with out.open("w") as said, err.open("w") as told, tqdm(total=round(seconds), desc=title, unit="s") as bar:
+            process = subprocess.Popen(command, env=environment, stdout=said, stderr=told)
+            while process.poll() is None:
+                time.sleep(1)
+                bar.update(bar.n < round(seconds))
+        texts = out.read_text(), err.read_text()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{texts[0][-2000:]}\n{texts[1][-4000:]}")
+    return json.loads(texts[0].strip().splitlines()[-1])
 
 
 def learners_of(options: argparse.Namespace) -> list[Learner]:
@@ -157,9 +166,12 @@ def curve(learner: Learner, data: Data, seed: int, options: argparse.Namespace) 
     common = [f"--images={options.images}", f"--out={folder}", f"--seed={seed}", f"--config={data.config}"]
     common += [f"--shape={json.dumps(shape(data.config))}", f"--points={options.points}"]
     common += [f"--option={option}" for option in (*data.options, *learner.options)]
-    timed = run(learner, [*common, f"--steps={options.timed_steps}", "--timing"], options.threads)
+    who = f"{learner.name}, seed {seed}"
+    given = [*common, f"--steps={options.timed_steps}", "--timing"]
+    timed = run(learner, given, options.threads, f"{who}: timed for {options.timed_steps} steps", 10)
     steps = max(options.timed_steps, int(options.seconds / timed["seconds_per_step"]))
-    told = run(learner, [*common, f"--steps={steps}"], options.threads)
+    title = f"{who}: {steps:,} steps and {options.points + 1} times features"
+    told = run(learner, [*common, f"--steps={steps}"], options.threads, title, options.seconds)
     for point in told["points"]:
         scores = score(np.load(folder / f"{point['step']}.npz"), options.images, shape(data.config)["embed_dim"])
         yield {"learner": learner.name, "seed": seed, **told["about"], **point, **scores}

@@ -22,17 +22,21 @@ given = arguments()
 torch.manual_seed(given.seed)
 shape, images = given.shape, np.load(given.images)["train_x"]
 encoder = vision_transformer(shape)
+patches = encoder.patch_embed.num_patches
 predictor = IJEPAPredictorTIMM(
-    num_patches=encoder.patch_embed.num_patches,
+    num_patches=patches,
     depth=shape["predictor_depth"],
     mlp_dim=shape["embed_dim"],
     predictor_embed_dim=shape["predictor_embed_dim"],
     num_heads=shape["num_heads"],
 )
 target_encoder = copy.deepcopy(encoder).requires_grad_(False)
+# Its collator wants more than min_keep tokens in each mask, and not one alone: on 4x4 patches it looks for ever for
+# targets of a sixth with two, and fails with one.
+coarse = patches < 36
 collate = IJEPAMaskCollator(
-    shape["img_size"], shape["patch_size"], (0.85, 1.0), (0.15, 0.2), (0.75, 1.5), nenc=1, npred=4,
-    min_keep=2 if encoder.patch_embed.num_patches < 64 else 4,
+    shape["img_size"], shape["patch_size"], (0.85, 1.0), (0.2, 0.25) if coarse else (0.15, 0.2), (0.75, 1.5), nenc=1,
+    npred=4, min_keep=1 if coarse else 2 if patches < 64 else 4,
 )  # fmt: skip
 optimizer = torch.optim.AdamW([*encoder.parameters(), *predictor.parameters()], weight_decay=0.05)
 
