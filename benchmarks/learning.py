@@ -138,17 +138,18 @@ def run(learner: Learner, arguments: list[str], threads: int, title: str, second
     """
     command = [learner.python, str(LEARNERS / f"{learner.script}.py"), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "JEPA_TRACEBACK": "1"}
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        with out.open("w") as said, err.open("w") as told, tqdm(total=round(seconds), desc=title, unit="s") as bar:
-            process = subprocess.Popen(command, env=environment, stdout=said, stderr=told)
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        bar = tqdm(total=round(seconds), desc=title, unit="s", leave=False, disable=None)
+        with bar, subprocess.Popen(command, env=environment, stdout=out, stderr=err) as process:
             while process.poll() is None:
                 time.sleep(1)
-                bar.update(bar.n < round(seconds))
-        texts = out.read_text(), err.read_text()
+                bar.update(bar.n < bar.total)
+        out.seek(0)
+        err.seek(0)
+        said, complained = out.read(), err.read()
     if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{texts[0][-2000:]}\n{texts[1][-4000:]}")
-    return json.loads(texts[0].strip().splitlines()[-1])
+        raise SystemExit(f"{' '.join(command)} failed:\n{said[-2000:]}\n{complained[-4000:]}")
+    return json.loads(said.strip().splitlines()[-1])
 
 
 def learners_of(options: argparse.Namespace) -> list[Learner]:

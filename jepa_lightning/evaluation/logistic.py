@@ -37,6 +37,7 @@ class LinearClassifier(NamedTuple):
         return self.labels[(x @ self.weight.T + self.bias).argmax(dim=1)]
 
 
+@torch.no_grad()
 def logistic_path(
     train: Features, weight_decays: Sequence[float], iterations: int = 100, tolerance: float = 1e-7
 ) -> dict[float, LinearClassifier]:
@@ -59,25 +60,24 @@ def logistic_path(
     """
     if min(weight_decays) <= 0:
         raise ValueError(f"weight_decay must be above 0 for logistic regression, got {min(weight_decays)}")
-    with torch.inference_mode(False), torch.no_grad():
-        x = exact(train.x).clone()
-        labels, y = train.y.clone().to(x.device).unique(return_inverse=True)
-        mean, std = x.mean(dim=0), x.std(dim=0, correction=int(len(x) > 1)).clamp_min(1e-6)
-        components = _components((x - mean) / std)
-        z = ((x - mean) / std) @ components
-        z = torch.cat([z, z.new_ones(len(z), 1)], dim=1)  # the last weight is the bias, and is not decayed
-        weight, found = z.new_zeros(len(labels), z.shape[1]), {}
-        for value in sorted(set(weight_decays), reverse=True):
-            decay = z.new_full((z.shape[1],), value)
-            decay[-1] = 0
-            weight, slope = _solve(z, y, weight, decay, iterations, tolerance)
-            if slope > 1000 * tolerance:
-                rank_zero_warn(
-                    f"logistic regression with weight decay {value:g} stopped before its optimum (largest gradient "
-                    f"{slope:.1e}): its accuracy is a little uncertain; leave out the smallest weight decays"
-                )
-            bias = weight[:, -1] - weight[:, -1].mean()  # only differences matter
-            found[value] = LinearClassifier(weight[:, :-1] @ components.T, bias, labels, mean, std)
+    x = exact(train.x)
+    labels, y = train.y.to(x.device).unique(return_inverse=True)
+    mean, std = x.mean(dim=0), x.std(dim=0, correction=int(len(x) > 1)).clamp_min(1e-6)
+    components = _components((x - mean) / std)
+    z = ((x - mean) / std) @ components
+    z = torch.cat([z, z.new_ones(len(z), 1)], dim=1)  # the last weight is the bias, and is not decayed
+    weight, found = z.new_zeros(len(labels), z.shape[1]), {}
+    for value in sorted(set(weight_decays), reverse=True):
+        decay = z.new_full((z.shape[1],), value)
+        decay[-1] = 0
+        weight, slope = _solve(z, y, weight, decay, iterations, tolerance)
+        if slope > 1000 * tolerance:
+            rank_zero_warn(
+                f"logistic regression with weight decay {value:g} stopped before its optimum (largest gradient "
+                f"{slope:.1e}): its accuracy is a little uncertain; leave out the smallest weight decays"
+            )
+        bias = weight[:, -1] - weight[:, -1].mean()  # only differences matter
+        found[value] = LinearClassifier(weight[:, :-1] @ components.T, bias, labels, mean, std)
     return found
 
 
