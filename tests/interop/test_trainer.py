@@ -25,7 +25,8 @@ from jepa_lightning.models.pooling import AttentiveClassifier
 
 SIZES = {"img_size": 32, "patch_size": 16, "embed_dim": 192, "depth": 1, "num_heads": 3}  # a published width
 TINY = [
-    "--config=ijepa.yaml", "--data.masks.min_keep=1", "--data.batch_size=4", "--data.num_workers=0",
+    "--config=ijepa.yaml", "--data.masks.min_keep=1", "--data.masks.target_scale=[0.2, 0.3]", "--data.batch_size=4",
+    "--data.num_workers=0",
     *(f"--model.encoder.{name}={value}" for name, value in SIZES.items()), "--model.encoder.mlp_ratio=0.5",
     "--model.predictor.embed_dim=12", "--model.predictor.depth=1", "--model.predictor.num_heads=3",
     "--model.predictor.mlp_ratio=0.5", "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1",
