@@ -10,7 +10,7 @@ import yaml
 
 from jepa_lightning.checkpoint import CONFIG_KEY, load
 from jepa_lightning.interop.description import build_encoder, build_predictor, device_for
-from jepa_lightning.interop.networks import IMAGENET_MEAN, IMAGENET_STD, Branch, Networks, Preprocessing, filled
+from jepa_lightning.interop.networks import IMAGENET_MEAN, IMAGENET_STD, MARGIN, Branch, Networks, Preprocessing, filled
 
 NETWORK_OF: dict[Branch, str] = {"target": "target_encoder", "context": "encoder"}
 
@@ -95,5 +95,5 @@ def preprocessing_of(data: dict[str, Any], size: tuple[int, int]) -> Preprocessi
         size,
         tuple(mean or IMAGENET_MEAN),
         tuple(std or IMAGENET_STD),
-        shorter_side=round(min(size) * 256 / 224),
+        shorter_side=round(min(size) / arguments.get("crop_pct", 1 / MARGIN)),
     )

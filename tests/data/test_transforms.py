@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from jepa_lightning.data import CleanTransform, PretrainTransform
+from jepa_lightning.data import CleanTransform, ImageDataModule, PretrainTransform
 
 
 @pytest.fixture
@@ -14,12 +16,23 @@ def image() -> Image.Image:
     return Image.fromarray(pixels.numpy())
 
 
-def test_the_default_is_the_reference_crop_and_nothing_else(image: Image.Image) -> None:
-    reference = v2.Compose([v2.RandomResizedCrop(224, scale=(0.3, 1.0)), v2.PILToTensor()])
-    torch.manual_seed(1)
-    ours = PretrainTransform((224, 224))(image)
-    torch.manual_seed(1)
-    assert torch.equal(ours, reference(image))
+@pytest.mark.parametrize("options", [{}, {"horizontal_flip": True}, {"crop_scale": (0.7, 1.0), "color_jitter": 1.0}])
+def test_a_view_is_that_of_the_modules_of_torchvision(image: Image.Image, options: dict[str, Any]) -> None:
+    jitter = [v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8), v2.RandomGrayscale(0.2)]
+    reference = v2.Compose(
+        [
+            v2.RandomResizedCrop((32, 48), scale=options.get("crop_scale", (0.3, 1.0)), antialias=True),
+            *([v2.RandomHorizontalFlip()] if options.get("horizontal_flip") else []),
+            *(jitter if options.get("color_jitter") else []),
+            v2.PILToTensor(),
+        ]
+    )
+    transform = PretrainTransform((32, 48), **options)
+    for seed in range(6):
+        torch.manual_seed(seed)
+        ours = transform(image)
+        torch.manual_seed(seed)
+        assert torch.equal(ours, reference(image))
     assert ours.dtype == torch.uint8
 
 
@@ -45,3 +58,19 @@ def test_the_clean_view_is_the_centre_without_distortion(size: tuple[int, int]) 
     assert abs(len(rows) - len(columns)) <= 1
     assert abs(int(rows.min() + rows.max()) - (size[0] - 1)) <= 1
     assert abs(int(columns.min() + columns.max()) - (size[1] - 1)) <= 1
+
+
+def test_the_whole_picture_may_be_kept(image: Image.Image) -> None:
+    small = image.resize((32, 24))
+    whole = CleanTransform((24, 32), crop_pct=1.0)(small)
+    assert torch.equal(whole, v2.functional.pil_to_tensor(small))
+    assert torch.equal(CleanTransform((24, 32))(small), CleanTransform((24, 32), crop_pct=224 / 256)(small))
+    assert not torch.equal(CleanTransform((24, 32))(small), whole)
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.5])
+def test_what_is_kept_is_a_share(share: float) -> None:
+    with pytest.raises(ValueError, match=rf"crop_pct is the share .*not {share}"):
+        CleanTransform((24, 32), crop_pct=share)
+    with pytest.raises(ValueError, match=r"crop_pct is the share"):
+        ImageDataModule(crop_pct=share)

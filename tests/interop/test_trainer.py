@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 import jepa_lightning as jl
 from jepa_lightning.checkpoint import AtomicCheckpointIO, build
 from jepa_lightning.cli import main
+from jepa_lightning.data import ImageDataModule
+from jepa_lightning.data.preprocess import Preprocess
 from jepa_lightning.interop.huggingface_writer import write_huggingface
 from jepa_lightning.interop.meta_probes import MetaProbeIO
 from jepa_lightning.interop.meta_training import MetaCheckpointIO
@@ -112,6 +114,20 @@ def test_a_new_training_starts_from_an_encoder_alone(
     encoder = jl.load_encoder("runs/ijepa/version_0/checkpoints/last.ckpt")
     for name, tensor in jl.load_encoder(folder).state_dict().items():
         torch.testing.assert_close(encoder.state_dict()[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_an_encoder_prepares_pictures_as_the_evaluation_of_its_training_did(image_folder: Path) -> None:
+    options = [*TINY, f"--data.root={image_folder}", "--data.crop_pct=1", "--trainer.max_steps=1"]
+    main(["fit", *options])
+    encoder = jl.load_encoder("runs/ijepa/version_0/checkpoints/last.ckpt")
+    data = ImageDataModule(root=str(image_folder), img_size=32, crop_pct=1.0)
+    name = next(image_folder.rglob("*.jpg"))
+    seen = data.dataset("all", augment=False)
+    names = [Path(seen.images.name(i)).name for i in range(len(seen))]
+    expected = encoder.normalize(seen[names.index(name.name)].inputs)
+    torch.testing.assert_close(encoder.preprocess(name), expected)
+    cut = Preprocess((32, 32), normalization=encoder.normalize)(name)
+    assert not torch.equal(cut, expected)
 
 
 def test_fit_goes_on_with_a_training_of_metas(
