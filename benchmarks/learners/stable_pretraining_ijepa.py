@@ -30,7 +30,7 @@ def tokens(x: torch.Tensor) -> torch.Tensor:
 
 
 student, teacher = model.encoder.student, model.encoder.teacher
-training = Training(given, shape["batch_size"], by_blocks(teacher, tokens), {"parameters": parameters(student)})
+training = Training(given, shape["batch_size"], by_blocks(teacher.vit, tokens), {"parameters": parameters(student)})
 drawn = batches(images, shape["batch_size"], given.seed)
 model.train()
 for done in training.steps(optimizer, lr=1e-3):
