@@ -51,6 +51,11 @@ from jepa_lightning.metrics import rankme
 LEARNERS = Path(__file__).parent / "learners"
 PEERS = ("lightly_ijepa", "lightly_simclr", "stable_pretraining_ijepa")
 OURS = ("ours", "supervised")
+TITLES = {
+    "lightly_ijepa": "I-JEPA (lightly)",
+    "lightly_simclr": "SimCLR (lightly)",
+    "stable_pretraining_ijepa": "I-JEPA (stable-pretraining)",
+}
 PROTOCOLS = Protocols(
     k=(5, 20, 100), temperature=(0.07, float("inf")), weight_decay=(1e-4, 1e-3, 1e-2, 1e-1), shots=(), fractions=()
 )
@@ -221,7 +226,9 @@ def table(points: list[dict[str, Any]]) -> str:
             mean = {name: np.mean([p[name] for p in row]) for name in ("images", "seconds", "rankme")}
             values = [spread([p[name] for p in row if name in p]) for name in ("knn", "linear", "linear_blocks")]
             numbers = [f"{mean['images']:,.0f}", f"{mean['seconds']:.0f}", *values, f"{mean['rankme']:.1f}"]
-            lines.append(f"| {learner}{what} | {row[0].get('parameters', '')} | {' | '.join(numbers)} |")
+            lines.append(
+                f"| {TITLES.get(learner, learner)}{what} | {row[0].get('parameters', '')} | {' | '.join(numbers)} |"
+            )
     return "\n".join(lines)
 
 
@@ -240,7 +247,7 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
+    figure, axes = pyplot.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
     learners = list(dict.fromkeys(point["learner"] for point in points))
     titles = {"knn": "k-NN", "linear": "logistic regression", "linear_blocks": "logistic regression, four blocks"}
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
@@ -251,11 +258,11 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
                 continue
             for seed in sorted({p["seed"] for p in of_one}):
                 line = sorted((p["seconds"], p[name]) for p in of_one if p["seed"] == seed)
-                label = learner.replace("_", " ") if seed == of_one[0]["seed"] else None
+                label = TITLES.get(learner, learner) if seed == of_one[0]["seed"] else None
                 axis.plot(*zip(*line, strict=True), color=f"C{number}", marker="o", markersize=3, label=label)
         axis.set(xlabel="seconds of training", title=f"{title}, top-1 (%)")
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(learners)))
     figure.savefig(path, dpi=120)
 
 
