@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import cast
 
 from PIL import Image
@@ -14,7 +13,6 @@ from jepa_lightning.data.embedded import DigitScenes
 from jepa_lightning.data.reading import ReadingDataModule, ReadingDataset, Unreadable
 from jepa_lightning.data.sources import Folder, Images, ImageSource, Listing, Split
 from jepa_lightning.data.transforms import (
-    CROP_PCT,
     IMAGENET_MEAN,
     IMAGENET_STD,
     Beside,
@@ -74,11 +72,6 @@ class ImageDataModule(ReadingDataModule):
         img_size: Side of the inputs in pixels, or (height, width); null for what the model was built for.
         patch_size: Side of a patch in pixels; null for the model's.
         normalization: Mean and standard deviation of each channel, for values from 0 to 1.
-        crop_pct: Share of the shorter side that evaluation sees, from the centre: 0.875 as in the papers; 1 where
-            objects fill their pictures.
-
-    Raises:
-        ValueError: If batch_size or crop_pct cannot be.
     """
 
     kind = "image"
@@ -95,7 +88,6 @@ class ImageDataModule(ReadingDataModule):
         img_size: int | tuple[int, int] | None = None,
         patch_size: int | None = None,
         normalization: tuple[tuple[float, float, float], tuple[float, float, float]] = (IMAGENET_MEAN, IMAGENET_STD),
-        crop_pct: float = CROP_PCT,
     ) -> None:
         mean, std = normalization
         super().__init__(
@@ -109,8 +101,7 @@ class ImageDataModule(ReadingDataModule):
             mean=mean,
             std=std,
         )
-        self.transform, self.clean = transform, partial(CleanTransform, crop_pct=crop_pct)
-        self.clean((1, 1))  # a crop_pct that cannot be is told now, not in a worker
+        self.transform = transform
 
     def images(self, split: Split) -> Images:
         """The images of a split, listed once."""
@@ -122,14 +113,15 @@ class ImageDataModule(ReadingDataModule):
 
     def dataset(self, split: str, augment: bool) -> ImageDataset:
         """The samples of a split."""
-        return self._dataset(split, self.transform(self.size()) if augment else self.clean(self.size()), augment)
+        views = self.transform(self.size())
+        return self._dataset(split, views if augment else CleanTransform(self.size(), views.crop_pct), augment)
 
     def evaluation_dataset(self, split: str) -> ImageDataset:
         """Clean images, with views beside them, the same every time, if training has views."""
         views = self.transform(self.size())
         if not views.several:
             return self.dataset(split, augment=False)
-        return self._dataset(split, Beside(self.clean(self.size()), views), False)
+        return self._dataset(split, Beside(CleanTransform(self.size(), views.crop_pct), views), False)
 
     def _dataset(self, split: str, transform: Transform, replace: bool) -> ImageDataset:
         return ImageDataset(self.images(cast(Split, split)), transform, self.seed, replace, self.report)

@@ -40,9 +40,11 @@ class TrainTransform(ABC):
 
     Attributes:
         several: Whether it makes Views; held-out images then have views too, beside the clean one.
+        crop_pct: Share of the shorter side that evaluation sees, from the centre.
     """
 
     several = False
+    crop_pct: float = CROP_PCT
 
     @abstractmethod
     def __call__(self, image: Image.Image) -> Tensor | Views:
@@ -77,6 +79,11 @@ class PretrainTransform(TrainTransform):
         color_jitter: Strength of colour distortion (the reference's factors times this, and grey in one of five);
             0 for none.
         gaussian_blur: Blur every other image, radius 0.1 to 2 pixels.
+        crop_pct: Share of the shorter side that evaluation sees, from the centre: 0.875 as in the papers; 1 where
+            objects fill their pictures.
+
+    Raises:
+        ValueError: If crop_pct is no share.
     """
 
     def __init__(
@@ -86,7 +93,9 @@ class PretrainTransform(TrainTransform):
         horizontal_flip: bool = False,
         color_jitter: float = 0.0,
         gaussian_blur: bool = False,
+        crop_pct: float = CROP_PCT,
     ) -> None:
+        self.crop_pct = share(crop_pct)
         self.crop = v2.RandomResizedCrop(size, scale=crop_scale, interpolation=InterpolationMode.BILINEAR)
         self.horizontal_flip = horizontal_flip
         colors: list[nn.Module] = []
@@ -122,9 +131,7 @@ class CleanTransform:
     """
 
     def __init__(self, size: tuple[int, int], crop_pct: float = CROP_PCT) -> None:
-        if not 0.0 < crop_pct <= 1.0:
-            raise ValueError(f"crop_pct is the share of the picture that is kept: use above 0 to 1, not {crop_pct}")
-        height, width = (round(side / crop_pct) for side in size)
+        height, width = (round(side / share(crop_pct)) for side in size)
         self.size, self.resized = size, (height, width)
 
     def __call__(self, image: Image.Image) -> Tensor:
@@ -133,3 +140,14 @@ class CleanTransform:
         size = [max(s, round(side * scale)) for s, side in zip(self.size, (image.height, image.width), strict=True)]
         image = F.resize(image, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
         return F.pil_to_tensor(F.center_crop(image, list(self.size)))
+
+
+def share(crop_pct: float) -> float:
+    """The same number.
+
+    Raises:
+        ValueError: If it is no share.
+    """
+    if not 0.0 < crop_pct <= 1.0:
+        raise ValueError(f"crop_pct is the share of the picture that is kept: use above 0 to 1, not {crop_pct}")
+    return crop_pct

@@ -90,10 +90,11 @@ def preprocessing_of(data: dict[str, Any], size: tuple[int, int]) -> Preprocessi
     arguments = data.get("init_args") or {}
     inputs = arguments.get("inputs") or {}
     inputs = inputs.get("init_args", inputs)
+    transform = (arguments.get("transform") or {}).get("init_args") or {}
     mean, std = arguments.get("normalization") or (inputs.get("mean"), inputs.get("std"))
     return Preprocessing(
         size,
         tuple(mean or IMAGENET_MEAN),
         tuple(std or IMAGENET_STD),
-        shorter_side=round(min(size) / arguments.get("crop_pct", 1 / MARGIN)),
+        shorter_side=round(min(size) / transform.get("crop_pct", 1 / MARGIN)),
     )

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from jepa_lightning.data import CleanTransform, ImageDataModule, PretrainTransform
+from jepa_lightning.data import CleanTransform, PretrainTransform
 
 
 @pytest.fixture
@@ -73,4 +73,4 @@ def test_what_is_kept_is_a_share(share: float) -> None:
     with pytest.raises(ValueError, match=rf"crop_pct is the share .*not {share}"):
         CleanTransform((24, 32), crop_pct=share)
     with pytest.raises(ValueError, match=r"crop_pct is the share"):
-        ImageDataModule(crop_pct=share)
+        PretrainTransform((24, 32), crop_pct=share)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 import jepa_lightning as jl
 from jepa_lightning.checkpoint import AtomicCheckpointIO, build
 from jepa_lightning.cli import main
-from jepa_lightning.data import ImageDataModule
+from jepa_lightning.data import ImageDataModule, PretrainTransform
 from jepa_lightning.data.preprocess import Preprocess
 from jepa_lightning.interop.huggingface_writer import write_huggingface
 from jepa_lightning.interop.meta_probes import MetaProbeIO
@@ -117,10 +118,10 @@ def test_a_new_training_starts_from_an_encoder_alone(
 
 
 def test_an_encoder_prepares_pictures_as_the_evaluation_of_its_training_did(image_folder: Path) -> None:
-    options = [*TINY, f"--data.root={image_folder}", "--data.crop_pct=1", "--trainer.max_steps=1"]
+    options = [*TINY, f"--data.root={image_folder}", "--data.transform.crop_pct=1", "--trainer.max_steps=1"]
     main(["fit", *options])
     encoder = jl.load_encoder("runs/ijepa/version_0/checkpoints/last.ckpt")
-    data = ImageDataModule(root=str(image_folder), img_size=32, crop_pct=1.0)
+    data = ImageDataModule(root=str(image_folder), img_size=32, transform=partial(PretrainTransform, crop_pct=1.0))
     name = next(image_folder.rglob("*.jpg"))
     seen = data.dataset("all", augment=False)
     names = [Path(seen.images.name(i)).name for i in range(len(seen))]
