@@ -113,15 +113,17 @@ class ImageDataModule(ReadingDataModule):
 
     def dataset(self, split: str, augment: bool) -> ImageDataset:
         """The samples of a split."""
-        views = self.transform(self.size())
-        return self._dataset(split, views if augment else CleanTransform(self.size(), views.crop_pct), augment)
+        train = self.transform(self.size())
+        return self._dataset(split, train if augment else self._clean(train), augment)
 
     def evaluation_dataset(self, split: str) -> ImageDataset:
         """Clean images, with views beside them, the same every time, if training has views."""
-        views = self.transform(self.size())
-        if not views.several:
-            return self.dataset(split, augment=False)
-        return self._dataset(split, Beside(CleanTransform(self.size(), views.crop_pct), views), False)
+        train = self.transform(self.size())
+        clean = self._clean(train)
+        return self._dataset(split, Beside(clean, train) if train.several else clean, False)
+
+    def _clean(self, train: TrainTransform) -> CleanTransform:
+        return CleanTransform(self.size(), train.crop_pct)
 
     def _dataset(self, split: str, transform: Transform, replace: bool) -> ImageDataset:
         return ImageDataset(self.images(cast(Split, split)), transform, self.seed, replace, self.report)

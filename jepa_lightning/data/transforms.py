@@ -95,7 +95,7 @@ class PretrainTransform(TrainTransform):
         gaussian_blur: bool = False,
         crop_pct: float = CROP_PCT,
     ) -> None:
-        self.crop_pct = share(crop_pct)
+        self.crop_pct = _share(crop_pct)
         self.crop = v2.RandomResizedCrop(size, scale=crop_scale, interpolation=InterpolationMode.BILINEAR)
         self.horizontal_flip = horizontal_flip
         colors: list[nn.Module] = []
@@ -111,7 +111,7 @@ class PretrainTransform(TrainTransform):
 
     def __call__(self, image: Image.Image) -> Tensor:
         """A random view, uint8 (3, H, W)."""
-        # What the modules call, called here: of a small image they take three times as long as the work itself.
+        # What the modules call, called here: a fifth less time for an image of 28 pixels, a twentieth for one of 224.
         place = self.crop.make_params([image])
         view = F.resized_crop(image, **place, size=self.crop.size, interpolation=InterpolationMode.BILINEAR)
         if self.horizontal_flip and torch.rand(1) < 0.5:
@@ -131,7 +131,7 @@ class CleanTransform:
     """
 
     def __init__(self, size: tuple[int, int], crop_pct: float = CROP_PCT) -> None:
-        height, width = (round(side / share(crop_pct)) for side in size)
+        height, width = (round(side / _share(crop_pct)) for side in size)
         self.size, self.resized = size, (height, width)
 
     def __call__(self, image: Image.Image) -> Tensor:
@@ -142,7 +142,7 @@ class CleanTransform:
         return F.pil_to_tensor(F.center_crop(image, list(self.size)))
 
 
-def share(crop_pct: float) -> float:
+def _share(crop_pct: float) -> float:
     """The same number.
 
     Raises:
