@@ -1,8 +1,8 @@
 """What recipes learn in equal time: probes of frozen features against seconds of training, for several seeds.
 
-Each learner is a script of `learners/`, run alone, one after the other, by a Python that has what it needs, on the same
-images: the training split of a data set, at one size, as uint8. It is first timed for a few steps and then trains for
-as many steps as fit the seconds that all have; schedules (warm-up, cosine, EMA) end with them. On the way it
+Each learner is a script of `learners/`, run alone on the CPU, one after the other, by a Python that has what it needs,
+on the same images: the training split of a data set, at one size, as uint8. It is first timed for a few steps and then
+trains for as many steps as fit the seconds that all have; schedules (warm-up, cosine, EMA) end with them. On the way it
 writes average-pooled features of clean images of the training and of the reported split, which takes no time off the
 budget: of the last block, and of the last four side by side (I-JEPA, appendix A.2). All classifiers are ours, the same
 for all, and are fitted here: exact k-NN and logistic regression of `jepa evaluate`, whose k, temperature and weight

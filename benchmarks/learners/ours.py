@@ -19,6 +19,7 @@ from jepa_lightning.finding import find_config
 QUIET = [
     "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--probe.every_n_epochs=0",
     "--pictures.every_n_epochs=0", "--trainer.max_epochs=-1", "--trainer.limit_val_batches=0",
+    "--trainer.accelerator=cpu",  # as all other learners: equal seconds are of equal machines
 ]  # fmt: skip
 
 
