@@ -1,6 +1,6 @@
 """What recipes learn in equal time: probes of frozen features against seconds of training, for several seeds.
 
-Each learner is a script of `learners/`, run alone on the CPU, one after the other, by a Python that has what it needs,
+Each learner is a script of `learners/`, run alone, one after the other, by a Python that has what it needs,
 on the same images: the training split of a data set, at one size, as uint8. It is first timed for a few steps and then
 trains for as many steps as fit the seconds that all have; schedules (warm-up, cosine, EMA) end with them. On the way it
 writes average-pooled features of clean images of the training and of the reported split, which takes no time off the
@@ -12,6 +12,8 @@ decay are chosen on a tenth of the training split.
 
 `--variants` names a YAML file, `name: [options of jepa fit]`: each is one more learner, our recipe with these options
 (`ablation.yaml` takes back its departures from the paper, one at a time).
+
+All are on one GPU where there is one, else on the CPU (`--device`); the classifiers are on the CPU.
 
 `--peers` is the Python of an environment that has lightly and stable-pretraining (and lightning, torchvision) beside
 torch; without it only what needs this package alone is run. Draws learning.png, writes learning.json and learning.md.
@@ -170,6 +172,7 @@ def curve(learner: Learner, data: Data, seed: int, options: argparse.Namespace) 
     folder = options.out / options.data.replace("/", "_") / learner.name.replace(" ", "_") / str(seed)
     folder.mkdir(parents=True, exist_ok=True)
     common = [f"--images={options.images}", f"--out={folder}", f"--seed={seed}", f"--config={data.config}"]
+    common += [f"--device={options.device}"]
     common += [f"--shape={json.dumps(shape(data.config))}", f"--points={options.points}"]
     common += [f"--option={option}" for option in (*data.options, *learner.options)]
     who = f"{learner.name}, seed {seed}"
@@ -284,6 +287,9 @@ def main() -> None:
     parser.add_argument("--peers", help="a Python with lightly and stable-pretraining")
     parser.add_argument("--seconds", type=float, default=240.0, help="of training, for each learner and seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu", help="of all"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--points", type=int, default=4, help="times that is probed on the way, beside the start")
     parser.add_argument("--timed_steps", type=int, default=30, help="steps by which a learner is timed")
@@ -312,7 +318,7 @@ def keep(points: list[dict[str, Any]], options: argparse.Namespace) -> None:
     about = {
         "command": " ".join(sys.argv),
         "commit": commit(),
-        "hardware": hardware(torch.device("cpu")),
+        "hardware": hardware(torch.device(options.device)),
         "split": options.split,
     }
     (options.out / "learning.json").write_text(json.dumps({"about": about, "points": points}, indent=1) + "\n")

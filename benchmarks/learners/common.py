@@ -1,5 +1,8 @@
 """What the learners have in common: images in memory, a loop with warm-up and cosine, features on the way.
 
+On a GPU the images lie in its memory, crops are made there, and steps run in bf16 as `jepa fit` has them; features of
+all are written in float32.
+
 Imports nothing of jepa_lightning, so that it runs in the environments of peers.
 """
 
@@ -34,15 +37,26 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--config", default="ijepa.yaml")
     parser.add_argument("--shape", type=json.loads, required=True, help="sizes of the networks of our recipe, as JSON")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--option", action="append", default=[])
     parser.add_argument("--timing", action="store_true", help="only say how long a step takes")
     return parser.parse_args()
 
 
-def normalized(images: np.ndarray | Tensor) -> Tensor:
+def pictures(given: argparse.Namespace) -> Tensor:
+    """Those of the training split, uint8 (N, H, W, 3), in the memory of the device."""
+    return torch.from_numpy(np.load(given.images)["train_x"]).to(given.device)
+
+
+def mixed(given: argparse.Namespace) -> torch.autocast:
+    """bf16 on a GPU, float32 on a CPU: what `precision: null` of our recipes gives."""
+    return torch.autocast(given.device, torch.bfloat16, enabled=given.device == "cuda")
+
+
+def normalized(images: Tensor) -> Tensor:
     """uint8 (N, H, W, 3) -> (N, 3, H, W) with the mean and deviation that networks are used to."""
-    x = torch.as_tensor(images).permute(0, 3, 1, 2).float() / 255
-    return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    x = images.permute(0, 3, 1, 2).float() / 255
+    return (x - x.new_tensor(MEAN).view(3, 1, 1)) / x.new_tensor(STD).view(3, 1, 1)
 
 
 def marks(steps: int, points: int) -> list[int]:
@@ -67,14 +81,23 @@ def by_blocks(network: nn.Module, run: Callable[[Tensor], object]) -> Callable[[
 
 
 @torch.no_grad()
-def write_features(encode: Callable[[Tensor], Tensor], images: Path, path: Path) -> None:
-    """Features (N, D) of all clean images, of normalised (B, 3, H, W)."""
+def write_features(encode: Callable[[Tensor], Tensor], images: Path, path: Path, device: str | torch.device) -> None:
+    """Features (N, D) of all clean images, of normalised (B, 3, H, W) on the device."""
     arrays = np.load(images)
     found = {}
     for name in ("train", "report"):
         parts = np.array_split(arrays[f"{name}_x"], max(1, len(arrays[f"{name}_x"]) // 250))
-        found[name] = torch.cat([encode(normalized(part)).float() for part in parts]).numpy()
+        found[name] = torch.cat(
+            [encode(normalized(torch.from_numpy(part).to(device))).float().cpu() for part in parts]
+        ).numpy()
     np.savez(path, **found)
+
+
+def now(device: str | torch.device) -> float:
+    """Seconds, when all that was asked of the device is done."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 class Training:
@@ -91,10 +114,10 @@ class Training:
         total = self.given.steps
         written = marks(total, self.given.points)
         self._write(0)
-        begun = time.perf_counter()
+        begun = now(self.given.device)
         for step in range(total):
             if self.given.timing and step == total // 3:  # the first ones are slower
-                begun = time.perf_counter()
+                begun = now(self.given.device)
             done = step / total
             rise = min(1.0, (step + 1) / max(1, WARMUP * total))
             fall = 0.5 * (1 + math.cos(math.pi * max(0.0, done - WARMUP) / (1 - WARMUP)))
@@ -102,15 +125,15 @@ class Training:
                 group["lr"] = lr * rise * fall
             yield done
             if step + 1 in written and not self.given.timing:
-                self.seconds += time.perf_counter() - begun
+                self.seconds += now(self.given.device) - begun
                 self._write(step + 1)
-                begun = time.perf_counter()
+                begun = now(self.given.device)
         if self.given.timing:
-            self.seconds = (time.perf_counter() - begun) / (total - total // 3)
+            self.seconds = (now(self.given.device) - begun) / (total - total // 3)
 
     def _write(self, step: int) -> None:
         if not self.given.timing:
-            write_features(self.encode, self.given.images, self.given.out / f"{step}.npz")
+            write_features(self.encode, self.given.images, self.given.out / f"{step}.npz", self.given.device)
             self.points.append({"step": step, "seconds": self.seconds, "images": step * self.batch_size})
 
     def tell(self) -> None:
@@ -126,7 +149,7 @@ def batches(images: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarr
         yield from order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
 
 
-def crops(images: np.ndarray, scale: tuple[float, float], flip: bool = False) -> Tensor:
+def crops(images: Tensor, scale: tuple[float, float], flip: bool = False) -> Tensor:
     """A random resized crop of each, uint8 (N, H, W, 3) -> normalised (N, 3, H, W), as one operation on the batch."""
     x = normalized(images)
     area = torch.empty(len(x)).uniform_(*scale)
@@ -136,7 +159,7 @@ def crops(images: np.ndarray, scale: tuple[float, float], flip: bool = False) ->
     mirror = torch.where(torch.rand(len(x)) < 0.5, -1.0, 1.0) if flip else torch.ones(len(x))
     place[:, 0, 0], place[:, 0, 2] = width * mirror, (2 * torch.rand(len(x)) - 1) * (1 - width)
     place[:, 1, 1], place[:, 1, 2] = height, (2 * torch.rand(len(x)) - 1) * (1 - height)
-    where = nn.functional.affine_grid(place, list(x.shape), align_corners=False)
+    where = nn.functional.affine_grid(place.to(x.device), list(x.shape), align_corners=False)
     return nn.functional.grid_sample(x, where, align_corners=False, padding_mode="reflection")
 
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Training, arguments, batches, by_blocks, crops, parameters
+from common import Training, arguments, batches, by_blocks, crops, mixed, parameters, pictures
 from lightly.data.ijepa_collate import IJEPAMaskCollator
 from lightly.models import utils
 from lightly.models.modules import IJEPAPredictorTIMM
@@ -20,8 +19,8 @@ from torch import Tensor
 
 given = arguments()
 torch.manual_seed(given.seed)
-shape, images = given.shape, np.load(given.images)["train_x"]
-encoder = vision_transformer(shape)
+shape, images = given.shape, pictures(given)
+encoder = vision_transformer(shape).to(given.device)
 patches = encoder.patch_embed.num_patches
 predictor = IJEPAPredictorTIMM(
     num_patches=patches,
@@ -29,7 +28,7 @@ predictor = IJEPAPredictorTIMM(
     mlp_dim=shape["embed_dim"],
     predictor_embed_dim=shape["predictor_embed_dim"],
     num_heads=shape["num_heads"],
-)
+).to(given.device)
 target_encoder = copy.deepcopy(encoder).requires_grad_(False)
 # Its collator wants more than min_keep tokens in each mask, and not one alone: on 4x4 patches it looks for ever for
 # targets of a sixth with two, and fails with one.
@@ -52,11 +51,13 @@ training = Training(given, shape["batch_size"], encode, {"parameters": parameter
 drawn = batches(images, shape["batch_size"], given.seed)
 for done in training.steps(optimizer, lr=7.5e-4):
     x = crops(images[next(drawn)], (0.6, 1.0))
-    x, context, targets = collate(list(x))
-    with torch.no_grad():
-        h = F.layer_norm(tokens(target_encoder, x), (shape["embed_dim"],))
-        h = utils.repeat_interleave_batch(utils.apply_masks(h, targets), len(x), repeat=len(context))
-    loss = F.smooth_l1_loss(predictor(tokens(encoder, x, context), context, targets), h)
+    x, *masks = collate(list(x))
+    context, targets = ([mask.to(given.device) for mask in of_kind] for of_kind in masks)
+    with mixed(given):
+        with torch.no_grad():
+            h = F.layer_norm(tokens(target_encoder, x), (shape["embed_dim"],))
+            h = utils.repeat_interleave_batch(utils.apply_masks(h, targets), len(x), repeat=len(context))
+        loss = F.smooth_l1_loss(predictor(tokens(encoder, x, context), context, targets), h)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

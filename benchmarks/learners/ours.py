@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from common import WARMUP, arguments, by_blocks, marks, parameters, write_features
+from common import WARMUP, arguments, by_blocks, marks, now, parameters, write_features
 from lightning import Callback
 
 from jepa_lightning.cli import main
@@ -19,15 +18,15 @@ from jepa_lightning.finding import find_config
 QUIET = [
     "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--probe.every_n_epochs=0",
     "--pictures.every_n_epochs=0", "--trainer.max_epochs=-1", "--trainer.limit_val_batches=0",
-    "--trainer.accelerator=cpu",  # as all other learners: equal seconds are of equal machines
+    "--trainer.devices=1",
 ]  # fmt: skip
 
 
 class Features(Callback):
     """Writes features and counts the time of everything else."""
 
-    def __init__(self, images: str, out: str, steps: int, points: int, timing: bool) -> None:
-        self.images, self.out, self.steps, self.timing = Path(images), Path(out), steps, timing
+    def __init__(self, images: str, out: str, steps: int, points: int, timing: bool, device: str) -> None:
+        self.images, self.out, self.steps, self.timing, self.device = Path(images), Path(out), steps, timing, device
         self.marks = marks(steps, points)
         self.seconds, self.points, self.about = 0.0, [], {}
 
@@ -35,25 +34,26 @@ class Features(Callback):
         """The start, and the clock."""
         self.about = {"parameters": parameters(pl_module.encoder)}
         self._write(pl_module, 0, 0)
-        self.begun = time.perf_counter()
+        self.begun = now(self.device)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Stop the clock, write, go on."""
         step = trainer.global_step
         if self.timing:
             if step == self.steps // 3:
-                self.begun = time.perf_counter()
-            self.seconds = (time.perf_counter() - self.begun) / max(1, step - self.steps // 3)
+                self.begun = now(self.device)
+            elif step == self.steps:
+                self.seconds = (now(self.device) - self.begun) / (step - self.steps // 3)
         elif step in self.marks:
-            self.seconds += time.perf_counter() - self.begun
+            self.seconds += now(self.device) - self.begun
             pl_module.update_target_encoder()  # the module's own turn comes after the callbacks'
             self._write(pl_module, step, step * len(batch.inputs))
-            self.begun = time.perf_counter()
+            self.begun = now(self.device)
 
     def _write(self, module: Any, step: int, images: int) -> None:
         if not self.timing:
             encode = by_blocks(module.evaluated, module.encode)
-            write_features(lambda x: encode(x.to(module.device)).cpu(), self.images, self.out / f"{step}.npz")
+            write_features(encode, self.images, self.out / f"{step}.npz", module.device)
             self.points.append({"step": step, "seconds": self.seconds, "images": images})
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -75,8 +75,9 @@ if __name__ == "__main__":
     writer = ["--trainer.callbacks+=ours.Features", f"--trainer.callbacks.images={given.images}"]
     writer += [f"--trainer.callbacks.out={given.out}", f"--trainer.callbacks.steps={given.steps}"]
     writer += [f"--trainer.callbacks.points={given.points}"]
-    writer += [f"--trainer.callbacks.timing={str(given.timing).lower()}"]
+    writer += [f"--trainer.callbacks.timing={str(given.timing).lower()}", f"--trainer.callbacks.device={given.device}"]
     where = [f"--trainer.logger.init_args.save_dir={given.out}/run"]
     options = [*warm_up(given), *given.option, *QUIET, *writer, *where]
     main(["fit", f"--config={given.config}", *options,
-          f"--trainer.max_steps={given.steps}", f"--seed_everything={given.seed}"])  # fmt: skip
+          f"--trainer.max_steps={given.steps}", f"--seed_everything={given.seed}",
+          f"--trainer.accelerator={given.device}"])  # fmt: skip

@@ -5,27 +5,26 @@ Its module makes masks, targets and loss; EMA by its own wrapper, after each ste
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from common import Training, arguments, batches, by_blocks, crops, parameters
+from common import Training, arguments, batches, by_blocks, crops, mixed, parameters, pictures
 from stable_pretraining.methods import IJEPA
 from timm_encoder import vision_transformer
 
 given = arguments()
 torch.manual_seed(given.seed)
-shape, images = given.shape, np.load(given.images)["train_x"]
+shape, images = given.shape, pictures(given)
 model = IJEPA(
     vision_transformer(shape),
     predictor_embed_dim=shape["predictor_embed_dim"],
     predictor_depth=shape["predictor_depth"],
-)
+).to(given.device)
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=0.05, betas=(0.9, 0.95))
 
 
 def tokens(x: torch.Tensor) -> torch.Tensor:
     """Of the teacher, the network that the paper evaluates."""
     height, width = student._get_grid_size(x)
-    everything = torch.arange(height * width).expand(len(x), -1)
+    everything = torch.arange(height * width, device=x.device).expand(len(x), -1)
     return model._encode(teacher.patch_embed(x), everything, height, width, teacher)
 
 
@@ -34,7 +33,8 @@ training = Training(given, shape["batch_size"], by_blocks(teacher.vit, tokens), 
 drawn = batches(images, shape["batch_size"], given.seed)
 model.train()
 for done in training.steps(optimizer, lr=1e-3):
-    loss = model(crops(images[next(drawn)], (0.6, 1.0))).loss
+    with mixed(given):
+        loss = model(crops(images[next(drawn)], (0.6, 1.0))).loss
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

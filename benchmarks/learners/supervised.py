@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from common import Training, arguments, batches, by_blocks, crops, parameters
+from common import Training, arguments, batches, by_blocks, crops, mixed, parameters, pictures
 from torch import nn
 
 from jepa_lightning.checkpoint import build
@@ -16,9 +16,9 @@ from jepa_lightning.models import evaluating
 
 given = arguments()
 torch.manual_seed(given.seed)
-arrays = np.load(given.images)
-encoder = build(yaml.safe_load(Path(find_config(given.config)).read_text())["model"]).encoder
-head = nn.Linear(encoder.embed_dim, int(arrays["train_y"].max()) + 1)
+images, labels = pictures(given), torch.from_numpy(np.load(given.images)["train_y"]).long().to(given.device)
+encoder = build(yaml.safe_load(Path(find_config(given.config)).read_text())["model"]).encoder.to(given.device)
+head = nn.Linear(encoder.embed_dim, int(labels.max()) + 1).to(given.device)
 optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], weight_decay=0.05)
 
 
@@ -30,11 +30,12 @@ def encode(x: torch.Tensor) -> torch.Tensor:
 
 batch_size = given.shape["batch_size"]
 training = Training(given, batch_size, encode, {"parameters": parameters(encoder)})
-drawn = batches(arrays["train_x"], batch_size, given.seed)
-images, labels = arrays["train_x"], torch.from_numpy(arrays["train_y"]).long()
+drawn = batches(images, batch_size, given.seed)
 for _ in training.steps(optimizer, lr=1e-3):
     index = next(drawn)
-    loss = nn.functional.cross_entropy(head(encoder(crops(images[index], (0.6, 1.0))).mean(dim=1)), labels[index])
+    with mixed(given):
+        logits = head(encoder(crops(images[index], (0.6, 1.0))).mean(dim=1))
+    loss = nn.functional.cross_entropy(logits.float(), labels[index])
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
