@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from jepa_lightning.evaluation import logistic
 from jepa_lightning.evaluation.features import Features
 from jepa_lightning.evaluation.logistic import logistic_path
 
@@ -40,6 +43,36 @@ def test_every_prediction_is_scikit_learns(noisy_digits: tuple[Features, Feature
         expected = by_scikit_learn(train, held_out.x, weight_decay)
         assert (classifier.predict(held_out.x).numpy() == expected).all(), weight_decay
         assert 0.3 < (expected == held_out.y.numpy()).mean() < 0.995
+
+
+@pytest.mark.parametrize("changed", [{"LARGEST_BLOCKS": 0}, {"SAMPLES": 1, "SAMPLES_PER_NUMBER": 2}, {"STALE": 0}])
+def test_where_blocks_come_from_does_not_change_the_optimum(
+    noisy_digits: tuple[Features, Features], monkeypatch: pytest.MonkeyPatch, changed: dict[str, int]
+) -> None:
+    train, _ = noisy_digits
+    (expected,) = logistic_path(train, [1e-3]).values()
+    for name, value in changed.items():
+        monkeypatch.setattr(logistic, name, value)
+    (found,) = logistic_path(train, [1e-3]).values()
+    torch.testing.assert_close(found.weight, expected.weight, rtol=0, atol=1e-4)
+
+
+def test_blocks_save_conjugate_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    step, rounds = logistic._step, [0]
+
+    def counted(*given: Any) -> Any:
+        found = step(*given)
+        rounds[-1] += found[1]
+        return found
+
+    monkeypatch.setattr(logistic, "_step", counted)
+    pixels, labels = load_digits(return_X_y=True)
+    train = Features(torch.tensor(pixels, dtype=torch.float32), torch.tensor(labels))
+    logistic_path(train, [1e-4])
+    monkeypatch.setattr(logistic, "LARGEST_BLOCKS", 0)
+    rounds.append(0)
+    logistic_path(train, [1e-4])
+    assert 1.5 * rounds[0] < rounds[1]
 
 
 def test_the_end_is_the_optimum_wherever_it_started(noisy_digits: tuple[Features, Features]) -> None:
