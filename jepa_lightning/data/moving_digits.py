@@ -13,14 +13,14 @@ import csv
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import av
 import numpy as np
 from av.video.stream import VideoStream
 from jaxtyping import Float, UInt8
 from numpy.random import Generator
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageEnhance
 from tqdm import tqdm
 
 from jepa_lightning.data.embedded import default_cache, parts, piece, stroke, write_once
@@ -32,12 +32,29 @@ VERSION = 1
 COUNTS: dict[str, int] = {"train": 2000, "val": 400, "test": 400}
 FRAMES, FPS, GOP = 24, 8, 8
 """Length of a clip, frames a second, frames from one that is coded by itself to the next."""
-SIDE = (0.34, 0.46)
-"""Of the digit, over that of the frame."""
-CONTRAST = (0.2, 0.6)
-"""Of a photograph behind a digit, over its own: with more of it, a small model sees nothing else in minutes."""
-SPEED = (0.025, 0.04)
-"""Sides of the frame that the digit goes from one frame to the next."""
+
+
+class Style(NamedTuple):
+    """How clips look.
+
+    Attributes:
+        side: Of the digit, over that of the frame.
+        contrast: Of a photograph behind a digit, over its own.
+        brightness: The same of its brightness.
+        speed: Sides of the frame that the digit goes from one frame to the next.
+        clutter: Pieces of other photographs lie about.
+    """
+
+    side: tuple[float, float]
+    contrast: tuple[float, float]
+    brightness: float
+    speed: tuple[float, float]
+    clutter: bool
+
+
+CLUTTERED = Style((0.34, 0.46), (0.2, 0.6), 1.0, (0.025, 0.04), clutter=True)
+PLAIN = Style((0.4, 0.5), (0.05, 0.2), 0.5, (0.04, 0.06), clutter=False)
+"""What a small model learns motion from in minutes: docs/small-data.md, section Clips."""
 
 Path2D = Float[np.ndarray, "frames 2"]
 
@@ -47,14 +64,17 @@ class MovingDigits(VideoSource):
 
     Args:
         size: Side of a frame in pixels, even.
+        plain: Larger, faster and always light digits before dark photographs, and no clutter: what a small model
+            learns motion from in minutes.
         cache: Where the files are written, once; null for ~/.cache/jepa_lightning.
     """
 
-    def __init__(self, size: int = 64, cache: str | None = None) -> None:
+    def __init__(self, size: int = 64, plain: bool = False, cache: str | None = None) -> None:
         if size % 2 or size < 32:
             raise ValueError(f"size must be an even number from 32 on, got {size}")
-        self.size = size
-        self.root = (Path(cache).expanduser() if cache else default_cache()) / f"moving_digits_v{VERSION}_{size}"
+        self.size, self.style = size, PLAIN if plain else CLUTTERED
+        name = f"moving_digits_v{VERSION}_{size}{'_plain' if plain else ''}"
+        self.root = (Path(cache).expanduser() if cache else default_cache()) / name
 
     def prepare(self) -> None:
         """Write the files, if they are not there; an interrupted attempt leaves nothing behind that counts."""
@@ -73,7 +93,7 @@ class MovingDigits(VideoSource):
                 for number in range(count):
                     random = np.random.default_rng([VERSION, list(COUNTS).index(split), number])
                     digit, motion = int(random.integers(len(digits))), str(random.choice(list(MOTIONS)))
-                    frames = render(digits[digit], photographs, motion, self.size, random)
+                    frames = render(digits[digit], photographs, motion, self.size, random, self.style)
                     write_video(folder / split / f"{number:05d}.mp4", frames)
                     index.writerow([f"{split}/{number:05d}.mp4", labels[digit], motion])
                     progress.update()
@@ -91,7 +111,12 @@ class MovingDigits(VideoSource):
 
 
 def render(
-    digit: np.ndarray, photographs: list[np.ndarray], motion: str, size: int, random: Generator
+    digit: np.ndarray,
+    photographs: list[np.ndarray],
+    motion: str,
+    size: int,
+    random: Generator,
+    style: Style = CLUTTERED,
 ) -> UInt8[np.ndarray, "frames size size 3"]:
     """One clip: background with clutter, the digit in motion, all drawn from ``random``.
 
@@ -101,16 +126,19 @@ def render(
         motion: A key of MOTIONS.
         size: Side of the frames in pixels.
         random: Source of every choice.
+        style: How it looks.
     """
-    scene = piece(photographs, size, CONTRAST, random)
-    for _ in range(int(random.integers(1, 4))):
-        clutter(scene, piece(photographs, size, CONTRAST, random), random)
-    side = int(size * random.uniform(*SIDE))
+    scene = piece(photographs, size, style.contrast, random)
+    for _ in range(int(random.integers(1, 4)) if style.clutter else 0):
+        clutter(scene, piece(photographs, size, style.contrast, random), random)
+    scene = ImageEnhance.Brightness(scene).enhance(style.brightness)
+    side = int(size * random.uniform(*style.side))
     drawn = stroke(digit, side, 15.0, random)
     # Bright before dark and dark before bright, by the whole scene: by what is behind, colour would follow the path.
-    low, high = (170, 256) if np.asarray(scene).mean() < 115 else (0, 70)
+    light = not style.clutter or np.asarray(scene).mean() < 115
+    low, high = (170, 256) if light else (0, 70)
     colour = random.integers(low, high, size=3)
-    path = MOTIONS[motion](float(size - side), size * random.uniform(*SPEED), random)
+    path = MOTIONS[motion](float(size - side), size * random.uniform(*style.speed), random)
     alpha = np.pad(np.asarray(drawn, dtype=np.float32) / 255, 1)
     frames = np.repeat(np.asarray(scene, dtype=np.float32)[None], len(path), axis=0)
     for frame, (x, y) in zip(frames, path, strict=True):
