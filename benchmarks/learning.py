@@ -172,8 +172,8 @@ def curve(learner: Learner, data: Data, seed: int, options: argparse.Namespace) 
     folder = options.out / options.data.replace("/", "_") / learner.name.replace(" ", "_") / str(seed)
     folder.mkdir(parents=True, exist_ok=True)
     common = [f"--images={options.images}", f"--out={folder}", f"--seed={seed}", f"--config={data.config}"]
-    common += [f"--device={options.device}"]
     common += [f"--shape={json.dumps(shape(data.config))}", f"--points={options.points}"]
+    common += [f"--device={options.device}"]
     common += [f"--option={option}" for option in (*data.options, *learner.options)]
     who = f"{learner.name}, seed {seed}"
     given = [*common, f"--steps={options.timed_steps}", "--timing"]

@@ -5,6 +5,7 @@ Two views of each image: crops of 0.25 to 1 of it, random colours, brightness an
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from common import Training, arguments, batches, by_blocks, crops, mixed, parameters, pictures
 from lightly.loss import NTXentLoss
@@ -26,11 +27,11 @@ def view(index: np.ndarray) -> Tensor:
     x = crops(images[index], (0.25, 1.0))
     count, place = len(x), x.device
     grey = x.mean(dim=1, keepdim=True)
-    mixed = torch.where(
+    coloured = torch.where(
         torch.rand(count, 1, 1, 1, device=place) < 0.2, grey, x + 0.4 * torch.randn(count, 3, 1, 1, device=place)
     )
     contrast = torch.empty(count, 1, 1, 1, device=place).uniform_(0.6, 1.4)
-    return mixed * contrast + 0.3 * torch.randn(count, 1, 1, 1, device=place)
+    return coloured * contrast + 0.3 * torch.randn(count, 1, 1, 1, device=place)
 
 
 training = Training(given, shape["batch_size"], by_blocks(encoder, encoder), {"parameters": parameters(encoder)})

@@ -64,12 +64,12 @@ class MovingDigits(VideoSource):
 
     Args:
         size: Side of a frame in pixels, even.
+        cache: Where the files are written, once; null for ~/.cache/jepa_lightning.
         plain: Larger, faster and always light digits before dark photographs, and no clutter: what a small model
             learns motion from in minutes.
-        cache: Where the files are written, once; null for ~/.cache/jepa_lightning.
     """
 
-    def __init__(self, size: int = 64, plain: bool = False, cache: str | None = None) -> None:
+    def __init__(self, size: int = 64, cache: str | None = None, plain: bool = False) -> None:
         if size % 2 or size < 32:
             raise ValueError(f"size must be an even number from 32 on, got {size}")
         self.size, self.style = size, PLAIN if plain else CLUTTERED
@@ -118,7 +118,7 @@ def render(
     random: Generator,
     style: Style = CLUTTERED,
 ) -> UInt8[np.ndarray, "frames size size 3"]:
-    """One clip: background with clutter, the digit in motion, all drawn from ``random``.
+    """One clip: background, with clutter or without, the digit in motion, all drawn from ``random``.
 
     Args:
         digit: 8x8 intensities from 0 to 16.

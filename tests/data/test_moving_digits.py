@@ -63,8 +63,11 @@ def test_clips_are_written_once_as_h264_with_an_index_of_labels(digits: MovingDi
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.average_rate, stream.frames) == ("h264", FPS, FRAMES)
         keys = [bool(frame.key_frame) for frame in container.decode(stream)]
-        assert keys[0]
-        assert FRAMES // GOP <= sum(keys) < FRAMES // 4  # to reach the end one must seek; x264 may add some at a start
+        if digits.style is PLAIN:  # x264 may add some where a large digit starts again
+            assert keys[0]
+            assert FRAMES // GOP <= sum(keys) < FRAMES // 4
+        else:
+            assert keys == [number % GOP == 0 for number in range(FRAMES)]  # to reach the end one must seek
     with (digits.root / "labels.csv").open() as index:
         rows = list(csv.DictReader(index))
     assert {row["file"] for row in rows} == {file.relative_to(digits.root).as_posix() for file in files}
