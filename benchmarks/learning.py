@@ -11,7 +11,8 @@ decay are chosen on a tenth of the training split.
     python benchmarks/learning.py --data scenes --seconds 240 --seeds 0 1 2 --peers PYTHON
 
 `--variants` names a YAML file, `name: [options of jepa fit]`: each is one more learner, our recipe with these options
-(`ablation.yaml` takes back its departures from the paper, one at a time).
+(`ablation.yaml` takes back its departures from the paper, one at a time). `--steps` gives all as many steps in place of
+as many seconds: variants of one recipe see as many images then, whatever else the machine does.
 
 All are on one GPU where there is one, else on the CPU (`--device`); the classifiers are on the CPU.
 
@@ -176,9 +177,11 @@ def curve(learner: Learner, data: Data, seed: int, options: argparse.Namespace) 
     common += [f"--device={options.device}"]
     common += [f"--option={option}" for option in (*data.options, *learner.options)]
     who = f"{learner.name}, seed {seed}"
-    given = [*common, f"--steps={options.timed_steps}", "--timing"]
-    timed = run(learner, given, options.threads, f"{who}: timed for {options.timed_steps} steps", 10)
-    steps = max(options.timed_steps, int(options.seconds / timed["seconds_per_step"]))
+    steps = options.steps
+    if steps is None:
+        given = [*common, f"--steps={options.timed_steps}", "--timing"]
+        timed = run(learner, given, options.threads, f"{who}: timed for {options.timed_steps} steps", 10)
+        steps = max(options.timed_steps, int(options.seconds / timed["seconds_per_step"]))
     title = f"{who}: {steps:,} steps and {options.points + 1} times features"
     told = run(learner, [*common, f"--steps={steps}"], options.threads, title, options.seconds)
     for point in told["points"]:
@@ -286,6 +289,9 @@ def main() -> None:
     parser.add_argument("--variants", type=Path, help="YAML: names and options of `jepa fit` of variants of our recipe")
     parser.add_argument("--peers", help="a Python with lightly and stable-pretraining")
     parser.add_argument("--seconds", type=float, default=240.0, help="of training, for each learner and seed")
+    parser.add_argument(
+        "--steps", type=int, help="in place of --seconds: of all alike, for variants of one recipe on a busy machine"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu", help="of all"

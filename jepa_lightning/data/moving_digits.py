@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -84,19 +85,28 @@ class MovingDigits(VideoSource):
         with (
             (folder / "labels.csv").open("w", newline="") as file,
             tqdm(total=sum(COUNTS.values()), desc=f"Writing {self.root}", unit="clip", disable=None) as progress,
+            ThreadPoolExecutor() as pool,  # encoders let go of the GIL
         ):
             index = csv.writer(file)
             index.writerow(["file", "digit", "motion"])
-            for split, count in COUNTS.items():
-                digits, labels, photographs = parts(split)
+            for place, (split, count) in enumerate(COUNTS.items()):
                 (folder / split).mkdir()
-                for number in range(count):
-                    random = np.random.default_rng([VERSION, list(COUNTS).index(split), number])
-                    digit, motion = int(random.integers(len(digits))), str(random.choice(list(MOTIONS)))
-                    frames = render(digits[digit], photographs, motion, self.size, random, self.style)
-                    write_video(folder / split / f"{number:05d}.mp4", frames)
-                    index.writerow([f"{split}/{number:05d}.mp4", labels[digit], motion])
+                for row in pool.map(self._writer(folder, split, place), range(count)):
+                    index.writerow(row)
                     progress.update()
+
+    def _writer(self, folder: Path, split: str, place: int) -> Callable[[int], tuple[str, int, str]]:
+        """What writes the clip of a number, and returns its row of the index."""
+        digits, labels, photographs = parts(split)
+
+        def write(number: int) -> tuple[str, int, str]:
+            random = np.random.default_rng([VERSION, place, number])
+            digit, motion = int(random.integers(len(digits))), str(random.choice(list(MOTIONS)))
+            frames = render(digits[digit], photographs, motion, self.size, random, self.style)
+            write_video(folder / split / f"{number:05d}.mp4", frames)
+            return f"{split}/{number:05d}.mp4", int(labels[digit]), motion
+
+        return write
 
     def split(self, split: Split) -> FileVideos:
         """The clips of a split."""
