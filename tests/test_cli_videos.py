@@ -79,7 +79,7 @@ def test_images_and_videos_train_together_from_one_file(capfd: pytest.CaptureFix
         ),
         (
             "--data.root=videos --data.clips.frame_step=4",
-            "ValueError: give exactly one of frame_step, fps and duration, got {'frame_step': 4, 'fps': 8.0}",
+            "ValueError: give exactly one of frame_step, fps and duration, got {'frame_step': 4, 'fps': 4.0}",
         ),
         (
             "--data.root=videos --data.clips.short=cut",
