@@ -138,8 +138,8 @@ def shape(config: str) -> dict[str, int]:
     return {**sizes, "batch_size": model["data"]["init_args"]["batch_size"]}
 
 
-def run(learner: Learner, arguments: list[str], threads: int, title: str, seconds: float) -> dict[str, Any]:
-    """Run a learner, with a bar of the seconds that it takes; what it prints in its last line.
+def run(learner: Learner, arguments: list[str], threads: int, title: str, seconds: float | None) -> dict[str, Any]:
+    """Run a learner, with a bar of the seconds that it takes, if they are known; what it prints in its last line.
 
     Raises:
         SystemExit: If it fails; with what it said.
@@ -147,11 +147,11 @@ def run(learner: Learner, arguments: list[str], threads: int, title: str, second
     command = [learner.python, str(LEARNERS / f"{learner.script}.py"), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "JEPA_TRACEBACK": "1"}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        bar = tqdm(total=round(seconds), desc=title, unit="s", leave=False, disable=None)
+        bar = tqdm(total=seconds and round(seconds), desc=title, unit="s", leave=False, disable=None)
         with bar, subprocess.Popen(command, env=environment, stdout=out, stderr=err) as process:
             while process.poll() is None:
                 time.sleep(1)
-                bar.update(bar.n < bar.total)
+                bar.update(bar.total is None or bar.n < bar.total)
         out.seek(0)
         err.seek(0)
         said, complained = out.read(), err.read()
@@ -183,7 +183,8 @@ def curve(learner: Learner, data: Data, seed: int, options: argparse.Namespace) 
         timed = run(learner, given, options.threads, f"{who}: timed for {options.timed_steps} steps", 10)
         steps = max(options.timed_steps, int(options.seconds / timed["seconds_per_step"]))
     title = f"{who}: {steps:,} steps and {options.points + 1} times features"
-    told = run(learner, [*common, f"--steps={steps}"], options.threads, title, options.seconds)
+    expected = options.seconds if options.steps is None else None
+    told = run(learner, [*common, f"--steps={steps}"], options.threads, title, expected)
     for point in told["points"]:
         scores = score(np.load(folder / f"{point['step']}.npz"), options.images, shape(data.config)["embed_dim"])
         yield {"learner": learner.name, "seed": seed, **told["about"], **point, **scores}
