@@ -41,6 +41,10 @@ def test_images_video_and_small_data_have_a_notebook() -> None:
     assert {twin.stem for twin in TWINS} == {stored.stem for stored in FOLDER.glob("*.ipynb")}
 
 
+@pytest.mark.parametrize(
+    "twin",
+    [pytest.param(path, id=path.stem, marks=() if path is TWINS[0] else pytest.mark.slow) for path in TWINS],
+)
 def test_notebook_runs_from_top_to_bottom(twin: Path, tmp_path: Path) -> None:
     notebook = jupytext.read(twin)
     resources = {"metadata": {"path": str(tmp_path)}}
