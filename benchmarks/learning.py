@@ -218,6 +218,13 @@ def pixels(data: Data, images: Path) -> dict[str, Any]:
     return {"learner": "raw pixels", "seed": 0, "step": 0, "seconds": 0.0, "images": 0, **score(flat, images)}
 
 
+def by_seed(points: list[dict[str, Any]], learner: str) -> list[list[dict[str, Any]]]:
+    """The points of a learner in the order of training, for each seed; in equal time steps differ between seeds."""
+    own = [point for point in points if point["learner"] == learner]
+    seeds = dict.fromkeys(point["seed"] for point in own)
+    return [sorted((p for p in own if p["seed"] == seed), key=lambda p: p["step"]) for seed in seeds]
+
+
 def table(points: list[dict[str, Any]]) -> str:
     """The last point of each learner and the first of ours, mean and 95 % interval over seeds."""
     lines = [
@@ -225,17 +232,17 @@ def table(points: list[dict[str, Any]]) -> str:
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for learner in dict.fromkeys(point["learner"] for point in points):
-        of_one = [p for p in points if p["learner"] == learner]
-        rows = {"": [p for p in of_one if p["step"] == max(q["step"] for q in of_one)]}
+        seeds = by_seed(points, learner)
+        furthest = max(len(line) for line in seeds)
+        rows = {"": [line[-1] for line in seeds if len(line) == furthest]}  # not those still on the way
         if learner == "ours":
-            rows = {", random initialisation": [p for p in of_one if p["step"] == 0], **rows}
+            rows = {", random initialisation": [line[0] for line in seeds], **rows}
         for what, row in rows.items():
             mean = {name: np.mean([p[name] for p in row]) for name in ("images", "seconds", "rankme")}
             values = [spread([p[name] for p in row if name in p]) for name in ("knn", "linear", "linear_blocks")]
             numbers = [f"{mean['images']:,.0f}", f"{mean['seconds']:.0f}", *values, f"{mean['rankme']:.1f}"]
-            lines.append(
-                f"| {TITLES.get(learner, learner)}{what} | {row[0].get('parameters', '')} | {' | '.join(numbers)} |"
-            )
+            parameters = f"{row[0]['parameters']:,}" if "parameters" in row[0] else ""
+            lines.append(f"| {TITLES.get(learner, learner)}{what} | {parameters} | {' | '.join(numbers)} |")
     return "\n".join(lines)
 
 
@@ -248,7 +255,7 @@ def spread(values: list[float]) -> str:
 
 
 def plot(points: list[dict[str, Any]], path: Path) -> None:
-    """Both probes against seconds of training; a line for each seed."""
+    """Probes against seconds of training: mean over seeds, and Student's 95 % interval if there are several."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -259,14 +266,18 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
     titles = {"knn": "k-NN", "linear": "logistic regression", "linear_blocks": "logistic regression, four blocks"}
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
         for number, learner in enumerate(learners):
-            of_one = [p for p in points if p["learner"] == learner]
+            seeds = by_seed(points, learner)
             if learner == "raw pixels":
-                axis.axhline(of_one[0][name.removesuffix("_blocks")], color="0.5", linestyle=":", label=learner)
+                axis.axhline(seeds[0][0][name.removesuffix("_blocks")], color="0.5", linestyle=":", label=learner)
                 continue
-            for seed in sorted({p["seed"] for p in of_one}):
-                line = sorted((p["seconds"], p[name]) for p in of_one if p["seed"] == seed)
-                label = TITLES.get(learner, learner) if seed == of_one[0]["seed"] else None
-                axis.plot(*zip(*line, strict=True), color=f"C{number}", marker="o", markersize=3, label=label)
+            moments = list(zip(*seeds, strict=False))  # a run that is still going on has fewer points
+            seconds = [np.mean([p["seconds"] for p in moment]) for moment in moments]
+            values = [[p[name] for p in moment] for moment in moments]
+            label, color = TITLES.get(learner, learner), f"C{number}"
+            axis.plot(seconds, [np.mean(v) for v in values], color=color, marker="o", markersize=3, label=label)
+            if len(seeds) > 1:
+                spans = [(max(0.0, found.low), min(100.0, found.high)) for found in map(student, values)]
+                axis.fill_between(seconds, *zip(*spans, strict=True), color=color, alpha=0.15)
         axis.set(xlabel="seconds of training", title=f"{title}, top-1 (%)")
         axis.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(learners)))
