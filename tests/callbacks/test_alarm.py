@@ -172,17 +172,22 @@ def test_the_shipped_configurations_are_left_in_peace(
 # ---------------------------------------------------------------------- when and where
 
 
-def judged(values: list[float], patience: int = 2) -> list[bool]:
-    """Whether the alarm was on after each look at the standard deviation of the targets."""
+def judged(values: list[float], patience: int = 2, measure: str = "target_std") -> list[bool]:
+    """Whether the alarm was on after each look at one measure, by default the standard deviation of the targets."""
     alarm, trainer = Looking(patience=patience), Trainer(logger=False, accelerator="cpu", barebones=True)
     for value in values:
-        alarm.judge(trainer, {"finite": 1.0, "target_std": value})
+        alarm.judge(trainer, {"finite": 1.0, measure: value})
     return [bool(reason) for reason in alarm.reasons]
 
 
 def test_a_sign_must_be_seen_in_several_looks_in_a_row() -> None:
     assert judged([1.0, 0.4, 0.9, 0.4, 0.9, 0.4]) == [False] * 6
     assert judged([1.0, 0.4, 0.4, 0.9]) == [False, False, True, True]
+
+
+def test_context_tokens_may_share_a_direction_but_not_become_one() -> None:
+    assert judged([0.9, 0.45, 0.4, 0.35, 0.45], measure="context_std") == [False] * 5
+    assert judged([0.9, 0.45, 0.2, 0.2], measure="context_std") == [False, False, False, True]
 
 
 def test_the_alarm_ends_when_the_signs_are_gone_for_long() -> None:
