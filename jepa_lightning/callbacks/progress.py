@@ -28,6 +28,12 @@ class ProgressBar(TQDMProgressBar):
         super().on_train_start(trainer, pl_module)
         self._begun = (time.monotonic(), trainer.global_step)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the bars as they stand and go to a new line, so that the error does not begin behind one."""
+        for bar in (self._val_progress_bar, self._train_progress_bar, self._test_progress_bar, self._predict_progress_bar):
+            if bar is not None:
+                bar.close()
+
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """What stands behind the bar."""
         known = trainer.callback_metrics
