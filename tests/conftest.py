@@ -113,6 +113,7 @@ def quiet_trainer(tmp_path: Path) -> TrainerFactory:
         accelerator="cpu",
         devices=1,
         logger=False,
+        log_every_n_steps=1,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

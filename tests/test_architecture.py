@@ -22,16 +22,17 @@ MAY_IMPORT = {
     "metrics": set(),
     "distributed": set(),
     "lars": set(),
+    "writing": set(),
     "muon": {"distributed"},
     "losses": {"distributed"},
     # A BatchNorm's batch is that of all processes.
     "models": {"masking.tokens", "masking.padded", "distributed"},
     # A probe reads the checkpoint that it is given, when it is built.
-    "methods": {"models", "losses", "masking", "schedules", "distributed", "metrics", "checkpoint"},
+    "methods": {"models", "losses", "masking", "schedules", "distributed", "metrics", "checkpoint", "writing"},
     "data": {"masking", "distributed", "messages"},
     "evaluation": {"metrics", "distributed", "masking", "messages"},
     # `jepa predict` draws the same as the page, which looks at networks.
-    "callbacks": {"evaluation", "metrics", "distributed", "masking", "checkpoint", "messages", "explore"},
+    "callbacks": {"evaluation", "metrics", "distributed", "masking", "checkpoint", "messages", "explore", "writing"},
     "explore": {"callbacks.pictures", "data", "models", "masking", "interop", "checkpoint", "finding"},
     # Its commands parse their arguments and find checkpoints as all commands do; exports are compared on real pictures.
     "interop": {
@@ -39,7 +40,7 @@ MAY_IMPORT = {
         *("data.embedded", "data.moving_digits"),
     },
 }
-WITHOUT_LIGHTNING = ("models", "masking", "losses", "schedules", "metrics", "distributed", "lars", "muon")
+WITHOUT_LIGHTNING = ("models", "masking", "losses", "schedules", "metrics", "distributed", "lars", "muon", "writing")
 
 
 def module_of(path: Path) -> str:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from jepa_lightning.distributed import norms_of
 from jepa_lightning.masking import MaskedBatch
 from jepa_lightning.masking.padded import mean_length
+from jepa_lightning.writing import is_written
 
 COLUMNS = (
     "epoch", "itr", "loss", "mask-A", "mask-B", "time (ms)", "lr", "weight decay", "momentum", "memory (MB)",
@@ -52,7 +53,7 @@ class Monitor(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock."""
-        self._start = time.perf_counter()
+        self._start, self._written = time.perf_counter(), is_written(trainer, batch_idx)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Norms of the gradients before they are clipped."""
@@ -78,13 +79,14 @@ class Monitor(Callback):
         if self._last is not None:  # from end to end, so that waiting for data counts
             rate = images / max(1e-9, now - self._last)
             self._rate = rate if self._rate is None else 0.95 * self._rate + 0.05 * rate
-            kind = "clips" if batch.inputs.ndim > 4 else "images"
-            pl_module.log(f"train/{kind}_per_s", self._rate)
+            if self._written:
+                pl_module.log(f"train/{'clips' if batch.inputs.ndim > 4 else 'images'}_per_s", self._rate)
         self._last = now
         families = batch.families()
         sizes = [mean_length(masks.context) for masks in families], [mean_length(masks.targets) for masks in families]
         context, target = (sum(size) / max(1, len(size)) for size in sizes)
-        pl_module.log_dict({"train/context_tokens": context, "train/target_tokens": target}, batch_size=1)
+        if self._written:
+            pl_module.log_dict({"train/context_tokens": context, "train/target_tokens": target}, batch_size=1)
         if self._file is None or not isinstance(outputs, dict):
             return
         group = trainer.optimizers[0].param_groups[0]

@@ -30,7 +30,12 @@ class ProgressBar(TQDMProgressBar):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the bars as they stand and go to a new line, so that the error does not begin behind one."""
-        for bar in (self._val_progress_bar, self._train_progress_bar, self._test_progress_bar, self._predict_progress_bar):
+        for bar in (
+            self._val_progress_bar,
+            self._train_progress_bar,
+            self._test_progress_bar,
+            self._predict_progress_bar,
+        ):
             if bar is not None:
                 bar.close()
 

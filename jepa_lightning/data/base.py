@@ -221,7 +221,7 @@ class JEPADataModule(LightningDataModule):
         if inputs.dtype != torch.uint8:
             return inputs
         mean, std = self._statistics(inputs)
-        return (inputs.float() / 255.0 - mean) / std
+        return inputs.float().div_(255.0).sub_(mean).div_(std)  # one batch of memory, not four
 
     def denormalize(self, inputs: Tensor) -> Tensor:
         """Normalised float back to values from 0 to 1, for pictures."""

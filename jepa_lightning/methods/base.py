@@ -23,6 +23,7 @@ from jepa_lightning.methods.groups import OptimizerFactory, apart, groups_of
 from jepa_lightning.models import Encoder, ema_copy, ema_update, evaluating, frozen_copy, target_tokens
 from jepa_lightning.models.attention_maps import attention_depth, attention_maps
 from jepa_lightning.schedules import Schedule
+from jepa_lightning.writing import is_written
 
 
 class Observed(NamedTuple):
@@ -236,7 +237,8 @@ class JEPA(Method):
     def training_step(self, batch: MaskedBatch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         losses = self.losses(batch)
-        self._log_losses("train", {**losses, **self.diagnostics()}, batch)
+        shown = {**losses, **self.diagnostics()} if is_written(self.trainer, batch_idx) else {"loss": losses["loss"]}
+        self._log_losses("train", shown, batch)
         return losses["loss"]
 
     def validation_step(self, batch: MaskedBatch, batch_idx: int) -> None:
@@ -313,7 +315,8 @@ class JEPA(Method):
         for group in cast(Optimizer, self.optimizers(use_pl_optimizer=False)).param_groups:
             group["lr"] = values["lr"]
             group["weight_decay"] = values["weight_decay"] if group["decay"] else 0.0
-        self.log_dict({f"schedule/{name}": value for name, value in values.items()}, batch_size=1)
+        if is_written(self.trainer, batch_idx):
+            self.log_dict({f"schedule/{name}": value for name, value in values.items()}, batch_size=1)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Target encoder <- EMA(encoder), if this batch ended an optimizer step."""
