@@ -388,7 +388,7 @@ for case, (net, frames) in cases.items():
 #
 # ## 8. Where to go from here
 #
-# * `jepa fit --config vjepa.yaml` learns the motion of plainer clips in six minutes, `vjepa2.yaml`, with rotary positions,
+# * `jepa fit --config vjepa.yaml` learns the motion of plainer clips in five minutes, `vjepa2.yaml`, with rotary positions,
 #   more of it; `configs/papers/` has the published ones;
 # * `jepa fit --config attentive_probe.yaml --model.checkpoint last.ckpt` trains probes with attention on the frozen encoder
 #   of the last run, for both labels;
