@@ -113,7 +113,7 @@ def quiet_trainer(tmp_path: Path) -> TrainerFactory:
         accelerator="cpu",
         devices=1,
         logger=False,
-        log_every_n_steps=1,
+        log_every_n_steps=1,  # or trainer.callback_metrics has not the values of every step
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
