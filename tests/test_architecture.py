@@ -138,7 +138,7 @@ def test_only_indices_of_tokens_go_from_masking_to_the_models() -> None:
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{ROOT}.masking"):
                 names |= {alias.name for alias in node.names}
-    assert names == {"gather_tokens", "gather_packed", "Padded", "known", "longest"}
+    assert names == {"rows_of", "Padded", "known", "longest"}
 
 
 @pytest.mark.parametrize("part", WITHOUT_LIGHTNING)

@@ -85,20 +85,17 @@ def places_of(masks: TokenMasks) -> Places:
     return context, targets, longest(*masks)
 
 
+def rows_of(index: Int[Tensor, "batch *k"] | Padded, count: int) -> Int[Tensor, " total"]:
+    """Where in the list of all tokens of a batch, ``count`` of each sample, those that ``index`` names are."""
+    if isinstance(index, Padded):
+        return index.tokens + count * (index.places // (index.indices.numel() // index.indices.shape[0]))
+    offset = count * torch.arange(index.shape[0], device=index.device).reshape(-1, *[1] * (index.ndim - 1))
+    return (index + offset).flatten()
+
+
 def gather_tokens(
     tokens: Float[Tensor, "batch tokens dim"], index: Int[Tensor, "batch *k"] | Padded
 ) -> Float[Tensor, "batch *k dim"]:
     """Keep the tokens that ``index`` names, in its order; zeros where it has padding."""
-    if isinstance(index, Padded):
-        return index.pad(gather_packed(tokens, index))
-    batch, count, dim = tokens.shape
-    offset = count * torch.arange(batch, device=index.device).reshape(batch, *[1] * (index.ndim - 1))
-    rows = tokens.reshape(batch * count, dim).index_select(0, (index + offset).flatten())
-    return rows.reshape(*index.shape, dim)
-
-
-def gather_packed(tokens: Float[Tensor, "batch tokens dim"], index: Padded) -> Float[Tensor, "total dim"]:
-    """The tokens that ``index`` names, those of all samples one after the other, without padding."""
-    batch, count, dim = tokens.shape
-    sample = index.places // (index.indices.numel() // batch)
-    return tokens.reshape(batch * count, dim).index_select(0, index.tokens + count * sample)
+    found = tokens.flatten(0, 1).index_select(0, rows_of(index, tokens.shape[1]))
+    return index.pad(found) if isinstance(index, Padded) else found.reshape(*index.shape, -1)

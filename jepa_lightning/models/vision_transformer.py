@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from jepa_lightning.masking.padded import Padded, known
-from jepa_lightning.masking.tokens import gather_packed, gather_tokens
+from jepa_lightning.masking.tokens import rows_of
 from jepa_lightning.models.layers import NORM_EPS, BlockOptions, Trunk, init_weights
 from jepa_lightning.models.packing import Packing
 from jepa_lightning.models.positions import Grid, Positions, SinCos2D, SinCos3D
@@ -90,9 +92,12 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
 
-    def forward(self, inputs: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch tokens dim"]:
-        """(B, C, H, W) -> (B, N, D)."""
-        return self.proj(inputs).flatten(2).transpose(1, 2)
+    def forward(
+        self, inputs: Float[Tensor, "batch channels h w"], rows: Int[Tensor, " total"] | None = None
+    ) -> Float[Tensor, "*tokens dim"]:
+        """(B, C, H, W) -> (B, N, D), or of these B N tokens only ``rows``, (total, D)."""
+        tokens = self.proj(inputs).flatten(2).transpose(1, 2)
+        return tokens if rows is None else tokens.flatten(0, 1).index_select(0, rows)
 
 
 class TubeletEmbed(nn.Module):
@@ -103,9 +108,20 @@ class TubeletEmbed(nn.Module):
         box = (tubelet_size, patch_size, patch_size)
         self.proj = nn.Conv3d(in_chans, embed_dim, kernel_size=box, stride=box)
 
-    def forward(self, inputs: Float[Tensor, "batch channels t h w"]) -> Float[Tensor, "batch tokens dim"]:
-        """(B, C, T, H, W) -> (B, N, D); token d * (H' W') + h * W' + w."""
-        return self.proj(inputs).flatten(2).transpose(1, 2)
+    def forward(
+        self, inputs: Float[Tensor, "batch channels t h w"], rows: Int[Tensor, " total"] | None = None
+    ) -> Float[Tensor, "*tokens dim"]:
+        """(B, C, T, H, W) -> (B, N, D), or of these B N tokens only ``rows``, (total, D), and nothing else is computed.
+
+        Token d * (H' W') + h * W' + w. V-JEPA shows its encoder a tenth to a third of a clip.
+        """
+        if rows is None:
+            return self.proj(inputs).flatten(2).transpose(1, 2)
+        frames, height, width = self.proj.kernel_size
+        boxes = inputs.unflatten(4, (-1, width)).unflatten(3, (-1, height)).unflatten(2, (-1, frames))
+        boxes = boxes.permute(0, 2, 4, 6, 1, 3, 5, 7)  # (B, T', H', W', C, t, p, p), a view
+        shown = boxes[torch.unravel_index(rows, boxes.shape[:4])]
+        return F.linear(shown.flatten(1), self.proj.weight.flatten(1), self.proj.bias)
 
 
 class VisionTransformer(Encoder):
@@ -209,17 +225,22 @@ class VisionTransformer(Encoder):
         grid = self.grid_of(inputs)
         if self.num_frames > 1 and inputs.ndim == 4:
             inputs = inputs.unsqueeze(2).expand(-1, -1, self.tubelet_size, -1, -1)
-        x = self.patch_embed(inputs)
-        if self.pos_embed is not None:
-            x = x + self.positions.fit(self.pos_embed, self.grid, grid)
+        table = None if self.pos_embed is None else self.positions.fit(self.pos_embed, self.grid, grid)  # (1, N, D)
         packing = None
         if context is None:
+            x = self.patch_embed(inputs)
             index = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
-        elif isinstance(context := known(context), Padded):
-            index = context.indices.clamp(min=0)
-            x, packing = gather_packed(x, context).unsqueeze(0), Packing.of(context.places, *index.shape)
+            x = x if table is None else x + table
         else:
-            x, index = gather_tokens(x, context), context
+            context, count = known(context), math.prod(grid)
+            rows = rows_of(context, count)
+            x = self.patch_embed(inputs, rows)
+            x = x if table is None else x + table[0].index_select(0, rows % count)
+            if isinstance(context, Padded):
+                index = context.indices.clamp(min=0)
+                x, packing = x.unsqueeze(0), Packing.of(context.places, *index.shape)
+            else:
+                x, index = x.reshape(*context.shape, -1), context
         rotation = self.positions.rotation(index, grid, self.embed_dim // self.num_heads)
         last, kept = self.options.run(self.blocks, x, rotation, out_layers or (), packing)
         outputs = [self.norm(layer) for layer in ([last] if out_layers is None else kept)]

@@ -275,6 +275,20 @@ def test_context_tokens_of_clips_ignore_everything_outside_the_context(
     assert (encoder(inside, context) - encoder(clips, context)).abs().max() > 1e-3
 
 
+def test_tubelets_that_are_not_shown_are_not_computed_also_in_the_gradient(video_encoder: EncoderFactory) -> None:
+    embed, clips = video_encoder(img_size=(16, 24)).patch_embed, torch.randn(2, 3, 4, 16, 24)
+    rows = torch.tensor([5, 0, 11, 12 + 3, 12 + 3])  # 12 tubelets a clip, of (2, 2, 3)
+    weight = torch.randn(len(rows), embed.proj.out_channels)
+    every = embed(clips).flatten(0, 1)[rows]
+    wanted = torch.autograd.grad((every * weight).sum(), list(embed.parameters()))
+    shown = torch.zeros(2 * 12, dtype=torch.bool).index_fill(0, rows, value=True).reshape(2, 2, 2, 3)
+    pixels = shown.repeat_interleave(2, 1).repeat_interleave(8, 2).repeat_interleave(8, 3).unsqueeze(1)
+    found = embed(clips.masked_fill(~pixels, torch.nan), rows)  # what is computed of these shows in the gradient
+    torch.testing.assert_close(found, every, rtol=0, atol=1e-5)
+    gradient = torch.autograd.grad((found * weight).sum(), list(embed.parameters()))
+    torch.testing.assert_close(gradient, wanted, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("positions", ALL_POSITIONS)
 def test_an_image_is_one_tubelet_of_equal_frames(video_encoder: EncoderFactory, positions: Positions) -> None:
     encoder, image = video_encoder(positions=positions), torch.randn(2, 3, 32, 32)
