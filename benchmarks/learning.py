@@ -32,6 +32,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -313,6 +314,8 @@ def main() -> None:
     parser.add_argument("--timed_steps", type=int, default=30, help="steps by which a learner is timed")
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
     options = parser.parse_args()
+    if find_spec("matplotlib") is None:
+        parser.error("the plot needs matplotlib: install it, or this package with its extra `test`")
     options.learners = options.learners or ["pixels", *OURS, *(PEERS if options.peers else ())]
     if (peers := [name for name in options.learners if name in PEERS]) and not options.peers:
         parser.error(f"{', '.join(peers)}: say with --peers which Python has their libraries")

@@ -98,4 +98,4 @@ def gather_tokens(
 ) -> Float[Tensor, "batch *k dim"]:
     """Keep the tokens that ``index`` names, in its order; zeros where it has padding."""
     found = tokens.flatten(0, 1).index_select(0, rows_of(index, tokens.shape[1]))
-    return index.pad(found) if isinstance(index, Padded) else found.reshape(*index.shape, -1)
+    return index.pad(found) if isinstance(index, Padded) else found.reshape(*index.shape, tokens.shape[2])

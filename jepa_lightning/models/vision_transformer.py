@@ -240,7 +240,7 @@ class VisionTransformer(Encoder):
                 index = context.indices.clamp(min=0)
                 x, packing = x.unsqueeze(0), Packing.of(context.places, *index.shape)
             else:
-                x, index = x.reshape(*context.shape, -1), context
+                x, index = x.reshape(*context.shape, self.embed_dim), context
         rotation = self.positions.rotation(index, grid, self.embed_dim // self.num_heads)
         last, kept = self.options.run(self.blocks, x, rotation, out_layers or (), packing)
         outputs = [self.norm(layer) for layer in ([last] if out_layers is None else kept)]
