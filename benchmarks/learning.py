@@ -54,8 +54,9 @@ from jepa_lightning.metrics import rankme
 
 LEARNERS = Path(__file__).parent / "learners"
 PEERS = ("lightly_ijepa", "lightly_simclr", "stable_pretraining_ijepa")
-OURS = ("ours", "supervised")
+OURS = ("ours", "masked_pixels", "supervised")
 TITLES = {
+    "masked_pixels": "pixels in place of features",
     "lightly_ijepa": "I-JEPA (lightly)",
     "lightly_simclr": "SimCLR (lightly)",
     "stable_pretraining_ijepa": "I-JEPA (stable-pretraining)",

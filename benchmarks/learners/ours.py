@@ -70,14 +70,19 @@ def warm_up(given: argparse.Namespace) -> list[str]:
     return [f"--model.lr.init_args.warmup_epochs={WARMUP * given.steps / per_epoch}"]
 
 
-if __name__ == "__main__":
+def fit(*more: str) -> None:
+    """`jepa fit` as `learning.py` tells, with some options more."""
     given = arguments()
     writer = ["--trainer.callbacks+=ours.Features", f"--trainer.callbacks.images={given.images}"]
     writer += [f"--trainer.callbacks.out={given.out}", f"--trainer.callbacks.steps={given.steps}"]
     writer += [f"--trainer.callbacks.points={given.points}"]
     writer += [f"--trainer.callbacks.timing={str(given.timing).lower()}", f"--trainer.callbacks.device={given.device}"]
     where = [f"--trainer.logger.init_args.save_dir={given.out}/run"]
-    options = [*warm_up(given), *given.option, *QUIET, *writer, *where]
+    options = [*more, *warm_up(given), *given.option, *QUIET, *writer, *where]
     main(["fit", f"--config={given.config}", *options,
           f"--trainer.max_steps={given.steps}", f"--seed_everything={given.seed}",
           f"--trainer.accelerator={given.device}"])  # fmt: skip
+
+
+if __name__ == "__main__":
+    fit()
