@@ -295,6 +295,7 @@ def test_a_probe_is_trained_on_the_newest_pretraining_and_validated(
     heads = json.loads((folder / "heads_validation.json").read_text())
     assert [head["lr"] for head in heads["heads"]] == [1e-3, 1e-2, 1e-1]
     assert shown.count("best in validation") == 1
+    assert ("of the grid: a" in shown) == (heads["best"] != 1)  # at an edge of the three learning rates
     assert f"written to {folder / 'heads_validation.json'}" in shown
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     events = EventAccumulator(str(folder)).Reload()

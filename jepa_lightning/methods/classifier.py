@@ -284,8 +284,11 @@ class Classifier(Method):
         if self.found is None or not trainer.is_global_zero or trainer.fast_dev_run:
             return
         heads = [self._with_accuracy(number, row) for number, row in enumerate(self.found.accuracy.tolist())]
-        untrained = trainer.ckpt_path is None and self.global_step == 0
-        note = "\nThese heads are untrained: give --ckpt_path." if untrained else ""
+        note, rates = "", [rate for rate, _ in self.grid]
+        if trainer.ckpt_path is None and self.global_step == 0:
+            note = "\nThese heads are untrained: give --ckpt_path.\n"
+        elif self.found.stage == "val":
+            note = at_the_edge(rates, rates[int(cast(Tensor, self.best))])
         print(f"\n\n{self._table(heads)}\n{note}")  # noqa: T201  # what was asked for
         if folder is not None:
             path = Path(folder) / ("heads_validation.json" if self.found.stage == "val" else "heads_test.json")
@@ -316,6 +319,14 @@ class Classifier(Method):
         lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         lines[1 + best] += "  best in validation"
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def at_the_edge(rates: Sequence[float], best: float) -> str:
+    """A line, if the best learning rate is the highest or the lowest of several: a better one may lie beyond it."""
+    if len(set(rates)) < 2 or min(rates) < best < max(rates):
+        return ""
+    there, beyond = ("highest", "higher") if best == max(rates) else ("lowest", "lower")
+    return f"\nThe best lr, {best:g}, is the {there} of the grid: a {beyond} one may be better still (--model.lr).\n"
 
 
 def _counts(tasks: Tasks) -> str:

@@ -23,6 +23,7 @@ from jepa_lightning.data import ClipFormat, ClipSampler, VideoDataModule
 from jepa_lightning.data.moving_digits import write_video
 from jepa_lightning.masking import MaskCollator, MaskedBatch
 from jepa_lightning.methods import AttentiveProbe
+from jepa_lightning.methods.classifier import at_the_edge
 from jepa_lightning.models.pooling import AttentiveClassifier
 from jepa_lightning.schedules import Constant
 
@@ -680,6 +681,8 @@ def test_the_heads_are_shown_and_written_at_the_end_of_fit_and_in_validation(
     module, trainer = probe(checkpoint, lr=[0.001, 0.01]), quiet_trainer(max_epochs=2)
     trainer.fit(module, datamodule=data)
     lines = capsys.readouterr().out.strip().splitlines()
+    edge = "the highest of the grid: a higher one" if int(module.best) else "the lowest of the grid: a lower one"
+    assert sum(edge in line for line in lines) == 1
     assert lines[0].split() == ["lr", "weight", "decay", "top-1", "top-1", "shape", "top-1", "motion"]
     assert [line.split()[:2] for line in lines[2:4]] == [["0.001", "0.1"], ["0.01", "0.1"]]
     assert [line.endswith("best in validation") for line in lines[2:4]] == [
@@ -698,6 +701,22 @@ def test_the_heads_are_shown_and_written_at_the_end_of_fit_and_in_validation(
     assert json.loads(path.read_text())["heads"] == content["heads"]
     quiet_trainer().test(module, data, verbose=False)
     assert (tmp_path / "heads_test.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("rates", "best", "said"),
+    [
+        ([0.1, 0.01, 0.1, 1.0], 0.1, ""),
+        ([0.1], 0.1, ""),
+        ([0.1, 0.1], 0.1, ""),
+        ([0.1, 0.01], 0.1, "The best lr, 0.1, is the highest of the grid: a higher one may be better still"),
+        ([0.1, 0.01], 0.01, "The best lr, 0.01, is the lowest of the grid: a lower one may be better still"),
+    ],
+)
+def test_a_grid_whose_best_learning_rate_is_at_its_edge_is_said_to_be_too_narrow(
+    rates: list[float], best: float, said: str
+) -> None:
+    assert at_the_edge(rates, best).strip().removesuffix(" (--model.lr).") == said
 
 
 def test_untrained_heads_are_called_so(
