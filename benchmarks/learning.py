@@ -284,6 +284,7 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
         axis.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(learners)))
     figure.savefig(path, dpi=120)
+    pyplot.close(figure)
 
 
 def main() -> None:
