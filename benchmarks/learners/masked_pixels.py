@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepa_lightning.masking import MaskedBatch, gather_tokens
+from jepa_lightning.masking.padded import mean_of
 from jepa_lightning.methods import IJEPA
 
 
@@ -26,12 +27,13 @@ class MaskedPixels(IJEPA):
         self.decoder = nn.Linear(self.embed_dim, 3 * self.encoder.patch_size**2)
 
     def losses(self, batch: MaskedBatch) -> dict[str, Tensor]:
-        """Squared distance, mean over the hidden patches."""
+        """Squared distance, mean over the hidden patches of each sample."""
         grid = self.encoder.grid_of(batch.inputs)
         (masks,) = batch.families()
         context = self.encoder(batch.inputs, masks.context)
         predicted = self.decoder(self.predictor(context, masks.context, masks.targets, 0, grid))
-        return {"loss": F.mse_loss(predicted, gather_tokens(self.patches(batch.inputs), masks.targets))}
+        pixels = gather_tokens(self.patches(batch.inputs), masks.targets)
+        return {"loss": mean_of((predicted - pixels).square(), masks.targets)}
 
     def patches(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens pixels"]:
         """Patches in raster order, each standardised."""
