@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jepa_lightning import losses as losses
     from jepa_lightning import masking as masking
-    from jepa_lightning.checkpoint import load as load
-    from jepa_lightning.checkpoint import load_encoder as load_encoder
-    from jepa_lightning.interop.meta import load_meta as load_meta
+    from jepa_lightning.loading import load as load
+    from jepa_lightning.loading import load_encoder as load_encoder
+    from jepa_lightning.loading import load_meta as load_meta
     from jepa_lightning.methods import IJEPA as IJEPA
     from jepa_lightning.methods import JEPA as JEPA
     from jepa_lightning.methods import VJEPA as VJEPA
@@ -43,9 +43,9 @@ _HOME = {
     "VJEPA": "methods",
     "Predictor": "models",
     "VisionTransformer": "models",
-    "load": "checkpoint",
-    "load_encoder": "checkpoint",
-    "load_meta": "interop.meta",
+    "load": "loading",
+    "load_encoder": "loading",
+    "load_meta": "loading",
 }
 _MODULES = {"losses", "masking", "metrics", "models", "methods", "data", "schedules"}
 

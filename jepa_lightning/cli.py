@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,13 +18,18 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from jepa_lightning import __version__, callbacks, checkpoint, commands
+from jepa_lightning import __version__, callbacks, commands, weights
+from jepa_lightning.checkpoint_io import AtomicCheckpointIO, WeightsIO
+from jepa_lightning.commands.adopt import adopt
+from jepa_lightning.commands.find import find_checkpoint, with_shipped_configs
+from jepa_lightning.commands.messages import JepaParser, RankZeroHandler, condense
+from jepa_lightning.commands.options import NON_FINITE, TRUST
+from jepa_lightning.commands.stored import KEY_WORDS, trusted_packages, with_checkpoint
 from jepa_lightning.data import JEPADataModule
-from jepa_lightning.finding import find_checkpoint, with_shipped_configs, with_stored_config
-from jepa_lightning.interop.trainer import adopt, checkpoint_io
-from jepa_lightning.messages import JepaParser, condense
+from jepa_lightning.loading import start_from
 from jepa_lightning.methods import Method, PretrainedEncoder
 from jepa_lightning.strategies import FSDP2Strategy as FSDP2Strategy  # registers --trainer.strategy fsdp2
+from jepa_lightning.weights import Weights
 
 OBSERVERS = {
     "checkpoints": callbacks.Checkpoints,
@@ -75,6 +80,8 @@ class JepaCLI(LightningCLI):
             help="fit: start a new training from the networks and optimizer state of this checkpoint (a cool-down at "
             "another resolution, other data); --ckpt_path instead goes on with the same training.",
         )
+        parser.add_argument("--trust", action="append", default=[], help=f"Name of a {TRUST}.")
+        parser.add_argument("--allow_non_finite", action="store_true", help=f"{NON_FINITE.capitalize()}.")
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         """List the other commands beside Lightning's, for `jepa --help` and for typing errors."""
@@ -83,32 +90,19 @@ class JepaCLI(LightningCLI):
             cast(Any, parser)._subcommands_action.add_subcommand(name, JepaParser(), help=command.summary)
 
     def _parse_ckpt_path(self) -> None:
-        """Find and check the checkpoint; Lightning's own lets hyper-parameters in it overrule the command line."""
+        """Check the checkpoint; Lightning's own lets hyper-parameters in it overrule the command line."""
         config = self.config[self.config.subcommand]
+        self.opened: Weights | None = None
         if config.get("ckpt_path"):
-            kind = config.model.class_path.split(".")[-1]
-            config.ckpt_path = find_checkpoint(
-                config.ckpt_path,
-                config.trainer.default_root_dir,
-                "--ckpt_path",
-                _of_kind(kind),
-            )
-            if _foreign(config.ckpt_path):
-                adopt(config, config.ckpt_path, fitting=self.config.subcommand == "fit")
             if config.weights_only is None:  # Lightning would unpickle anything
                 config.weights_only = True
+            if config.ckpt_path not in KEY_WORDS and "://" not in config.ckpt_path and Path(config.ckpt_path).is_file():
+                self.opened = weights.open(config.ckpt_path)
+                adopt(config, self.opened, fitting=self.config.subcommand == "fit")
 
     def before_instantiate_classes(self) -> None:
-        """Pick the precision that suits the machine, unless one was asked for; find the model that is probed."""
+        """Pick the precision that suits the machine, unless one was asked for."""
         trainer, model = self.config[self.subcommand].trainer, self.config[self.subcommand].model
-        if model.init_args.get("checkpoint"):
-            model.init_args.checkpoint = find_checkpoint(
-                model.init_args.checkpoint,
-                trainer.default_root_dir,
-                "--model.checkpoint",
-                lambda other: "checkpoint" not in other.get("init_args", {}),
-                ours=False,
-            )
         arguments = self.config[self.subcommand].data.get("init_args", {})
         if model.class_path.endswith(f".{PretrainedEncoder.__name__}") and "masks" in arguments:
             arguments["masks"] = (
@@ -122,10 +116,10 @@ class JepaCLI(LightningCLI):
             self._parser(self.subcommand).callback_keys.remove("progress")
 
     def after_instantiate_classes(self) -> None:
-        """Write checkpoints atomically, unless a plug-in writes them; read those of others."""
-        path = self.config[self.subcommand].get("ckpt_path")
+        """Write checkpoints atomically, unless a plug-in writes them; read those of other formats."""
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            io = checkpoint_io(self.model, path) if _foreign(path) else checkpoint.AtomicCheckpointIO()
+            foreign = self.opened is not None and not self.opened.by_lightning
+            io = WeightsIO(self.model, self.opened) if foreign and self.opened else AtomicCheckpointIO()
             self.trainer.strategy.checkpoint_io = io
 
     def before_fit(self) -> None:
@@ -134,13 +128,17 @@ class JepaCLI(LightningCLI):
         if not config.init_from or config.ckpt_path:
             return
         kind = config.model.class_path.split(".")[-1]
-        path = find_checkpoint(config.init_from, config.trainer.default_root_dir, "--init_from", _of_kind(kind), False)
-        moments = checkpoint.start_from(self.model, path)
+        path = find_checkpoint(
+            config.init_from,
+            config.trainer.default_root_dir,
+            "--init_from",
+            lambda model: str(model["class_path"]).split(".")[-1] in (kind, ""),
+        )
+        moments = start_from(self.model, weights.open(path))
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, callbacks.Probe):
                 callback.start = Path(path).name
-        if moments is not None:
-            self.trainer.callbacks.append(callbacks.OptimizerState(moments))  # type: ignore[attr-defined]
+        self.trainer.callbacks.append(callbacks.OptimizerState(moments))  # type: ignore[attr-defined]
 
     def validate(self, **kwargs: Any) -> None:
         """`jepa validate`; the probe prints a better table than Lightning."""
@@ -162,6 +160,8 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Arguments; those of the process if None.
     """
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
+    logging.getLogger("jepa_lightning").setLevel(logging.INFO)
+    logging.getLogger("jepa_lightning").addHandler(RankZeroHandler())
     for message in MEANT:
         warnings.filterwarnings("ignore", message=message)
     given, sys.argv = sys.argv, [sys.argv[0], *(sys.argv[1:] if args is None else args)]
@@ -169,7 +169,25 @@ def main(args: Sequence[str] | None = None) -> None:
         if commands.run(sys.argv[1:]):
             return
         options = [re.sub(r"^--model\.init_from\b", "--init_from", argument) for argument in sys.argv[1:]]
-        sys.argv[1:] = with_shipped_configs(with_stored_config(options))
+        run(with_shipped_configs(options))
+    except Exception as error:
+        if os.environ.get("JEPA_TRACEBACK") or not _says_all(error):
+            traceback.print_exc()
+        sys.exit(f"jepa: {type(error).__name__}: {condense(str(error))}")
+    finally:
+        sys.argv = given
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run one of Lightning's commands, on what a checkpoint says where the arguments do not.
+
+    Args:
+        arguments: The arguments, with paths of configurations in place of their names.
+    """
+    finite = "--allow_non_finite" in arguments
+    with weights.trusting(*trusted_packages(arguments), allow_non_finite=finite):
+        call = with_checkpoint(arguments)  # holds the checkpoint, which is read once
+        sys.argv[1:] = call.arguments  # processes that Lightning starts take it from there
         JepaCLI(
             Method,
             JEPADataModule,
@@ -186,27 +204,11 @@ def main(args: Sequence[str] | None = None) -> None:
             subclass_mode_data=True,
             auto_configure_optimizers=False,
         )
-    except Exception as error:
-        if os.environ.get("JEPA_TRACEBACK") or not _says_all(error):
-            traceback.print_exc()
-        sys.exit(f"jepa: {type(error).__name__}: {condense(str(error))}")
-    finally:
-        sys.argv = given
 
 
 def _no_advertisement(record: logging.LogRecord) -> bool:
     """Lightning recommends cloud products between the lines that a person needs."""
     return "Tip: " not in record.getMessage()
-
-
-def _foreign(path: str | None) -> bool:
-    """Whether it is a checkpoint that Lightning cannot read as it is."""
-    return path is not None and Path(path).exists() and not checkpoint.written_by_lightning(path)
-
-
-def _of_kind(kind: str) -> Callable[[dict[str, Any]], bool]:
-    """Whether the model section of a run is of this class; runs without one may be."""
-    return lambda model: str(model["class_path"]).split(".")[-1] in (kind, "")
 
 
 def _says_all(error: Exception) -> bool:

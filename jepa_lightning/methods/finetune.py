@@ -57,7 +57,7 @@ class FineTune(Classifier):
         label_smoothing: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
-        from jepa_lightning.checkpoint import load_encoder
+        from jepa_lightning.loading import load_encoder
 
         if not 0 < layer_decay <= 1 or not 0 <= label_smoothing < 1:
             raise ValueError(

@@ -109,7 +109,7 @@ class LinearProbe(FrozenProbe):
         cache: Literal["memory", "disk"] | None = None,
         baselines: bool = True,
     ) -> None:
-        from jepa_lightning.checkpoint import load_encoder, untrained_encoder
+        from jepa_lightning.probing_bridge import load_encoder, untrained_encoder
 
         encoder = load_encoder(checkpoint, branch, **(overrides or {}))
         self.kinds, self.norms, self.points = list(features), list(batch_norm), grid_of(lr, weight_decay)

@@ -30,7 +30,7 @@ class PretrainedEncoder(Method):
         overrides: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        from jepa_lightning.checkpoint import load_encoder
+        from jepa_lightning.loading import load_encoder
 
         self.checkpoint, self.encoder = checkpoint, load_encoder(checkpoint, branch, **(overrides or {}))
 

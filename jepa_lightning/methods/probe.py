@@ -62,7 +62,7 @@ class AttentiveProbe(FrozenProbe):
         attend_across_clips: bool = False,
         overrides: dict[str, Any] | None = None,
     ) -> None:
-        from jepa_lightning.checkpoint import load_encoder
+        from jepa_lightning.loading import load_encoder
 
         encoder = load_encoder(checkpoint, branch, **(overrides or {}))
         super().__init__(checkpoint, encoder, grid_of(lr, weight_decay), lr_schedule, weight_decay_schedule)

@@ -1,0 +1,63 @@
+"""The commands of `jepa` that train nothing; LightningCLI has the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """What `jepa NAME` does.
+
+    Attributes:
+        function: ``module:function``, imported when it is called; it takes the arguments after the name.
+        summary: One line for `jepa --help`.
+    """
+
+    function: str
+    summary: str
+
+
+COMMANDS = {
+    "inspect": Command(
+        "jepa_lightning.commands.inspect:main",
+        "Say what a checkpoint is, whoever wrote it: networks, sizes, epoch, licence.",
+    ),
+    "explore": Command(
+        "jepa_lightning.commands.explore:main",
+        "Look inside: attention, features, what is expected of hidden patches; a page in your browser.",
+    ),
+    "evaluate": Command(
+        "jepa_lightning.evaluate:main",
+        "Nearest neighbours, logistic regression, few labels, beside the untrained encoder; writes a report.",
+    ),
+    "report": Command(
+        "jepa_lightning.evaluate:combine",
+        "Put the reports of several seeds into one: mean and 95 % interval.",
+    ),
+    "list": Command(
+        "jepa_lightning.commands.list:main",
+        "List the configurations that ship with the package, each with what it trains.",
+    ),
+    "export": Command(
+        "jepa_lightning.commands.export:main",
+        "Write a checkpoint for Hugging Face, timm, ONNX, torch.export or as safetensors, and compare.",
+    ),
+}
+
+
+def run(arguments: Sequence[str]) -> bool:
+    """Run the command that the first argument names.
+
+    Args:
+        arguments: Those of the process, without its name.
+
+    Returns:
+        Whether there is such a command; if not, nothing was done.
+    """
+    if not arguments or arguments[0] not in COMMANDS:
+        return False
+    module, _, function = COMMANDS[arguments[0]].function.partition(":")
+    getattr(import_module(module), function)(list(arguments[1:]))
+    return True

@@ -1,0 +1,121 @@
+"""Finds what a person names on the command line: shipped configurations and checkpoints of earlier runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.utilities import rank_zero_info
+
+from jepa_lightning.weights import is_hub_name
+
+PACKAGE = Path(__file__).parent.parent
+CONFIGS = [folder / "configs" for folder in (PACKAGE, PACKAGE.parent)]
+"""Where shipped configurations are: inside the wheel, or beside the package in a clone."""
+
+
+def with_shipped_configs(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with the path of a shipped configuration wherever ``--config`` names one that is no file here.
+
+    Raises:
+        FileNotFoundError: If it is neither.
+    """
+    found = list(arguments)
+    for position, argument in enumerate(found):
+        option, _, value = argument.partition("=")
+        if option in ("--config", "-c"):
+            if value:
+                found[position] = f"{option}={find_config(value)}"
+            elif position + 1 < len(found):
+                found[position + 1] = find_config(found[position + 1])
+    return found
+
+
+def option_values(arguments: Sequence[str], option: str) -> list[str]:
+    """What stands behind an option, before anything parses it; several values may follow it."""
+    found: list[str] = []
+    taking = False
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if argument.startswith("-"):
+            taking = name == option and not equals
+            found += [value] * (name == option and bool(equals))
+        elif taking:
+            found.append(argument)
+    return found
+
+
+def find_config(name: str) -> str:
+    """Path of a configuration: the file itself, or the shipped one of that name."""
+    if "://" in name or name.lstrip().startswith("{") or "\n" in name:  # remote, or the text itself
+        return name
+    if Path(name).is_file():
+        _check_syntax(Path(name))
+        return name
+    shipped = shipped_configs()
+    for known, path in shipped.items():
+        if Path(name).as_posix() in (known, path.name):
+            return str(path)
+    raise FileNotFoundError(f"no such config: {name}; shipped are {', '.join(sorted(shipped))}")
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configurations that ship with the package, by their names: ``papers/ijepa_in1k_vith14.yaml``."""
+    return {path.relative_to(folder).as_posix(): path for folder in CONFIGS for path in folder.rglob("*.yaml")}
+
+
+def _check_syntax(path: Path) -> None:
+    """Name the file and the line, which jsonargparse does not."""
+    try:
+        yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        raise ValueError(f"{where} is no valid YAML: {getattr(error, 'problem', None) or error}") from error
+
+
+def find_checkpoint(
+    name: str, root: str | None, option: str = "--ckpt_path", wanted: Callable[[dict[str, Any]], bool] = bool
+) -> str:
+    """Path of a checkpoint: the file or folder itself, or the newest of that name among the runs below ``root``.
+
+    The name of a folder on Hugging Face's hub, and what Lightning itself understands, is returned as it is.
+
+    Args:
+        name: What the person wrote.
+        root: Where runs are.
+        option: For which option, to tell what was found.
+        wanted: Whether the model section of a run's configuration is of the right kind; runs without one are not asked.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    path, root = Path(name).expanduser(), root or "runs"
+    if "://" in name or path.exists() or (is_hub_name(name) and not path.parent.exists()):
+        return str(path) if path.exists() else name
+    runs = sorted(Path(root).rglob(f"checkpoints/{name}"), key=lambda file: file.stat().st_mtime, reverse=True)
+    fitting = [run for run in runs if wanted(_model_of(run) or {"class_path": ""})]
+    if path.parent == Path() and fitting:
+        rank_zero_info(f"{option} {name}: the newest is {fitting[0]}")
+        return str(fitting[0])
+    if path.parent == Path() and runs:
+        kind = str(_model_of(runs[0]).get("class_path")).split(".")[-1]
+        raise FileNotFoundError(
+            f"{option} {name}: none of the {len(runs)} runs below {root} that have one is of the right kind (the newest "
+            f"is {runs[0]}, {kind}): give the path of one that is"
+        )
+    known = sorted({file.name for file in Path(root).rglob("checkpoints/*.ckpt")})
+    raise FileNotFoundError(
+        f"no such checkpoint: {name}; {option} takes the path of a file, or a name that is then looked for among the "
+        f"runs below {root}, which have {', '.join(known) or 'none yet'}"
+    )
+
+
+def _model_of(run: Path) -> dict[str, Any]:
+    """The model section of the configuration that a run left beside its checkpoints; empty if there is none."""
+    try:
+        return dict(yaml.safe_load((run.parent.parent / "config.yaml").read_text())["model"])
+    except (OSError, yaml.YAMLError, TypeError, KeyError):
+        return {}

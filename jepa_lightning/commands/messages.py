@@ -1,0 +1,117 @@
+"""Makes one line, the one that matters, of the many that jsonargparse prints."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterable
+from importlib import import_module
+from inspect import signature
+from typing import Any, NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+
+class JepaParser(LightningArgumentParser):
+    """A parser whose errors end in the line that matters, and which knows `null` at any depth."""
+
+    def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
+        """Parse; an option of an option comes from the parser around this one, which has written null as None."""
+        if not self.exit_on_error and args is not None:
+            args = [f"{argument[:-4]}null" if argument.endswith("=None") else argument for argument in args]
+        return super().parse_args(args, *rest, **options)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what jsonargparse says, then one line of ours."""
+        if not self.exit_on_error:  # a parser inside another one: the outermost tells
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        short = condense(message, [action.dest for action in parser._actions])
+        print(*[message] * (short != message), f"jepa: {short}", sep="\n\n", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+
+
+class RankZeroHandler(logging.StreamHandler[Any]):
+    """Prints what the package says, of several processes only once."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print, if this is the first process."""
+        if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0:
+            super().emit(record)
+
+
+STRUCTURE = re.compile(
+    r"^(Does not validate|Subtypes:|Errors:|Given value|Parser key|Problem with given class_path"
+    r"|Expected a <class 'NoneType'>)"
+)
+"""Lines that say where, not what."""
+
+FACTORY = re.compile(r"^Type .* expects a function or a callable class: ")
+"""Stands before the same lines where a part is built by a function, as masks and clips are."""
+
+
+def condense(message: str, known: Iterable[str] = ()) -> str:
+    """Where the mistake is, what it is, and what may have been meant.
+
+    Args:
+        message: What jsonargparse says.
+        known: All options there are, for suggestions.
+    """
+    lines = [FACTORY.sub("", line.strip().removeprefix("- ")) for line in message.splitlines()]
+    keys, owner = [], ""
+    for number, line in enumerate(lines):
+        if key := re.match(r'Parser key "([^"]+)"', line):
+            keys.append(key[1])
+        elif problem := re.match(r"Problem with given class_path '([^']+)'", line):
+            owner = problem[1]
+        if line and not STRUCTURE.match(line):
+            return _with_place(".".join(keys), _reason(_with_value(line, lines[number:]), owner, list(known)))
+    return message
+
+
+def _with_value(line: str, after: list[str]) -> str:
+    """What was expected and what was given, which stands further below where several types would do."""
+    line = re.sub(r"\. Got value: Namespace\(.*", "", line)
+    if line.startswith("Expected a <class") and "Got value" not in line:
+        values = [
+            found[1] for text in after if (found := re.match(r"Given value: (?!NestedArg)(.*?)(\. Got value|$)", text))
+        ]
+        return f"{line}. Got value: {values[0]}" if values else line
+    return re.sub(r"^Expected a typing\.Literal\[(.*?)\]", r"Expected one of \1", line)
+
+
+def _with_place(place: str, reason: str) -> str:
+    return f"{place}: {reason}" if place else reason
+
+
+def _reason(line: str, owner: str, known: list[str]) -> str:
+    if option := re.match(r"Option '([^']+)' is not accepted", line):
+        return f"{owner.rpartition('.')[2]} has no option '{option[1]}'{_meant(option[1], _options(owner))}"
+    if option := re.search(r"does not accept option '([^']+)'", line):
+        return f"{line}{_meant(option[1], known)}"
+    if option := re.match(r"unrecognized arguments: --([^ =]+)", line):
+        return f"{line}{_meant(option[1], known)}"
+    if name := re.match(r"Expected a (?:dot import path string: |path but )(\S+)", line):
+        return f"no class is called '{name[1]}'; `jepa fit --model.help` and `--data.help` list the classes"
+    return line
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'depth'?`` if there is something like it."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not close and (first := difflib.get_close_matches(word.split(".")[0], known, n=1, cutoff=0.6)):
+        close = [".".join([first[0], *word.split(".")[1:]])]
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _options(class_path: str) -> list[str]:
+    """Constructor arguments of a class, none if it cannot be found."""
+    module, _, name = class_path.rpartition(".")
+    try:
+        return list(signature(getattr(import_module(module), name)).parameters)
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return []

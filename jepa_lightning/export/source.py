@@ -1,0 +1,124 @@
+"""What is exported: the networks of a checkpoint, all that is known about them, and what they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from jepa_lightning.masking import gather_tokens
+from jepa_lightning.models import Encoder, Predictor
+from jepa_lightning.models.pooling import AttentiveClassifier
+from jepa_lightning.weights.base import Progress
+from jepa_lightning.weights.networks import Networks, family
+
+
+class Source(NamedTuple):
+    """A checkpoint to be exported.
+
+    Attributes:
+        path: Where it came from.
+        networks: The encoder of the branch that was asked for; predictor and probe if they go out too.
+        licence: Under what the weights may be used.
+        other: The encoder of the other branch, if the checkpoint has it.
+        config: The configuration of the training, if the checkpoint is ours; empty otherwise.
+        progress: How far it was trained.
+    """
+
+    path: Path
+    networks: Networks
+    licence: str
+    other: Encoder | None = None
+    config: Mapping[str, Any] = MappingProxyType({})
+    progress: Progress = Progress()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Constructor arguments of the method that was trained."""
+        return self.config.get("model", {}).get("init_args") or {}
+
+    @property
+    def encoder_config(self) -> dict[str, Any] | None:
+        """The ``encoder`` section of the configuration."""
+        return self.arguments.get("encoder")
+
+    @property
+    def predictor(self) -> str | None:
+        """The class of the training's predictor, also of one that is not among the networks."""
+        described = self.arguments.get("predictor") or {}
+        return str(described["class_path"]).split(".")[-1] if "class_path" in described else None
+
+    @property
+    def kind(self) -> str:
+        """``I-JEPA``, ``V-JEPA``, ...: what was trained, or what the tensors look like."""
+        method = self.config.get("model", {}).get("class_path")
+        return str(method).split(".")[-1] if method else family(self.networks.encoder)
+
+    def shape(self, batch: int) -> tuple[int, ...]:
+        """Of a batch of inputs as the encoder was built for: (B, C, H, W), or (B, C, T, H, W) for clips."""
+        encoder = self.networks.encoder
+        weight = encoder.state_dict().get("patch_embed.proj.weight")
+        channels = getattr(encoder, "in_chans", 3) if weight is None else weight.shape[1]
+        frames = (encoder.num_frames,) if encoder.num_frames > 1 else ()
+        return (batch, channels, *frames, *encoder.img_size)
+
+
+class Functions(NamedTuple):
+    """What a set of networks computes, ours or those of another library.
+
+    Attributes:
+        encode: Inputs -> tokens (B, N, D).
+        classify: Inputs -> logits of the probe (B, classes).
+        predict: (tokens of the whole input (B, N, D), context (B, Nc), targets (B, Nt)) -> predicted (B, Nt, D).
+    """
+
+    encode: Callable[[Tensor], Tensor] | None = None
+    classify: Callable[[Tensor], Tensor] | None = None
+    predict: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+
+
+class Classify(nn.Module):
+    """A frozen encoder with a probe: inputs -> logits."""
+
+    def __init__(
+        self, encoder: Encoder, classifier: AttentiveClassifier, out_layers: tuple[int, ...] | None = None
+    ) -> None:
+        super().__init__()
+        self.encoder, self.classifier, self.out_layers = encoder, classifier, out_layers
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, classes)."""
+        if self.out_layers is None:
+            return self.classifier(self.encoder(inputs))
+        return self.classifier(torch.cat(self.encoder(inputs, out_layers=self.out_layers), dim=1))
+
+
+class Predict(nn.Module):
+    """A predictor for one block of targets, with one of its mask tokens."""
+
+    def __init__(self, predictor: Predictor, mask_index: int = 0) -> None:
+        super().__init__()
+        self.predictor, self.mask_index = predictor, mask_index
+
+    def forward(self, context_tokens: Tensor, context: Tensor, targets: Tensor) -> Tensor:
+        """(B, Nc, D), (B, Nc), (B, Nt) -> (B, Nt, D)."""
+        return self.predictor(context_tokens, context, targets.unsqueeze(1), self.mask_index)[:, 0]
+
+
+def functions(source: Source) -> Functions:
+    """What our networks compute, with the mask token that the other library uses."""
+    encoder, predictor, classifier = source.networks[0], source.networks.predictor, source.networks.classifier
+    return Functions(
+        encoder,
+        None if classifier is None else Classify(encoder, classifier, source.networks.out_layers),
+        None if predictor is None else gathering(Predict(predictor, source.networks.mask_index)),
+    )
+
+
+def gathering(predict: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The same for tokens of the whole input, of which the context is taken."""
+    return lambda tokens, context, targets: predict(gather_tokens(tokens, context), context, targets)

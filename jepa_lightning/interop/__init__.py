@@ -1,1 +1,0 @@
-"""The only place that knows the names and layouts of other projects."""

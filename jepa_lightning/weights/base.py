@@ -1,0 +1,221 @@
+"""What a checkpoint of any format is once it was opened: its networks, its description, its training."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from jepa_lightning.models import Encoder, frozen_copy
+from jepa_lightning.weights.file import File
+from jepa_lightning.weights.networks import Branch, Networks, family
+from jepa_lightning.weights.policy import CheckpointError
+
+States = dict[str, dict[str, Tensor]]
+"""The tensors of each network (encoder, target_encoder, predictor, ...), under our names."""
+FREE = "These weights are licensed as whoever trained them decides; if the training started from others, theirs applies"
+META = "Meta's weights of I-JEPA and V-JEPA, also converted ones, are CC BY-NC 4.0: no commercial use"
+META_2 = "Meta's weights of V-JEPA 2 are MIT"
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What no tensor shows about the networks of a file, where its format does not say it.
+
+    Args:
+        num_heads: Attention heads of the encoder.
+        img_size: Side of the inputs in pixels, or (height, width).
+        num_frames: Frames of the clips.
+        predictor_num_heads: Attention heads of the predictor.
+        rotary: Whether positions are rotary.
+
+    Raises:
+        ValueError: If a number is below 1.
+    """
+
+    num_heads: int | None = None
+    img_size: int | tuple[int, int] | None = None
+    num_frames: int | None = None
+    predictor_num_heads: int | None = None
+    rotary: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(number is not None and number is not False and number < 1 for number in numbers):
+                raise ValueError(f"{name} {value}: give a number of at least 1")
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Those that were given."""
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+
+
+class Progress(NamedTuple):
+    """How far a training had come.
+
+    Attributes:
+        step: Finished optimizer steps; None where the file does not say.
+        epoch: Finished epochs; None where the file does not say.
+        resumable: Whether the optimizer is there, so that the training can go on.
+    """
+
+    step: int | None = None
+    epoch: int | None = None
+    resumable: bool = False
+
+
+class Weights(ABC):
+    """A checkpoint of one format; no network is built before it is asked for.
+
+    Attributes:
+        format: What people call the format.
+        takes: Hints that files of this format need, because they do not say it themselves.
+        two_encoders: Whether the format holds the context encoder and the target encoder.
+        file: The file, read.
+        path: The file or the folder.
+    """
+
+    format: ClassVar[str]
+    takes: ClassVar[tuple[str, ...]] = ()
+    two_encoders: ClassVar[bool] = True
+
+    def __init__(self, file: File) -> None:
+        self.file, self.path = file, file.path
+
+    @classmethod
+    @abstractmethod
+    def claims(cls, file: File) -> bool:
+        """Whether a file is of this format."""
+
+    @abstractmethod
+    def _networks(self, branch: Branch, predictor: bool, hints: Hints) -> Networks:
+        """See ``networks``."""
+
+    @abstractmethod
+    def states(self) -> States:
+        """All tensors; an encoder that stands for both is under both names."""
+
+    def networks(self, branch: Branch = "target", predictor: bool = False, hints: Hints | None = None) -> Networks:
+        """One encoder, frozen, and the predictor if that is wanted and there.
+
+        Args:
+            branch: ``target`` is the EMA encoder, ``context`` the one that was trained; a format that has only one
+                gives that one and says so.
+            predictor: Read the predictor too.
+            hints: What the file does not say.
+
+        Raises:
+            TypeError: If a hint is given that the file says itself.
+            CheckpointError: If the file is damaged, or has no encoder.
+        """
+        return self._networks(branch, predictor, self._accepted(hints))
+
+    def outline(self, hints: Hints | None = None) -> Encoder | None:
+        """The encoder without its weights; None if there is none.
+
+        Raises:
+            HintNeeded: If a hint is needed that was not given.
+        """
+        return self.networks(hints=hints).encoder
+
+    def _accepted(self, hints: Hints | None) -> Hints:
+        given = (hints or Hints()).given
+        unknown = sorted(set(given) - set(self.takes))
+        if unknown:
+            can = f"can be given: {', '.join(self.takes)}" if self.takes else "has to be given: the file says it all"
+            raise TypeError(f"{self.path} ({self.format}): {', '.join(unknown)} cannot be given. What {can}")
+        return hints or Hints()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors under the names that they have in a method: ``encoder.norm.weight``."""
+        return {
+            f"{network}.{name}": tensor for network, state in self.states().items() for name, tensor in state.items()
+        }
+
+    # ------------------------------------------------------------------ what is known about it
+
+    @property
+    def family(self) -> str:
+        """``I-JEPA``, ``V-JEPA``, ``V-JEPA 2`` or the class that was trained."""
+        return family(self.networks().encoder)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Sections ``model`` and ``data`` of the configuration of the training; empty if the file has none."""
+        return {}
+
+    @property
+    def progress(self) -> Progress:
+        """How far the training had come, as far as the file says."""
+        return Progress()
+
+    @property
+    def licence(self) -> str:
+        """What is known about the use of the weights."""
+        return f"{META_2 if self.family.startswith('V-JEPA 2') else META}. If these are others, say so here."
+
+    @property
+    def by_lightning(self) -> bool:
+        """Whether a trainer reads the file as it is."""
+        return False
+
+    def resumed(self, module: Any, fitting: bool) -> dict[str, Any]:
+        """The content of a Lightning checkpoint with the same weights.
+
+        Args:
+            module: The method that takes them, set up.
+            fitting: Whether its training goes on; only the networks are needed otherwise.
+
+        Raises:
+            CheckpointError: If the format has no training to go on with.
+        """
+        raise CheckpointError(
+            f"{self.path} ({self.format}) has no training to go on with: start a new one from it with --init_from"
+        )
+
+    def optimizer_state(self, module: Any) -> dict[str, Any] | None:
+        """The state of the optimizer for a module that is set up for training; None without one."""
+        return None
+
+    def untrained(self, encoder: Encoder) -> Encoder:
+        """The encoder as it was at initialisation: frozen, on the CPU.
+
+        Args:
+            encoder: The encoder of this file. A format that says nothing of the initial weights gives a copy with the
+                initial values of PyTorch's layers, of seed 0.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            fresh = frozen_copy(encoder)
+            for module in fresh.modules():
+                if reset := getattr(module, "reset_parameters", None):
+                    cast(Any, reset)()
+                    continue
+                for parameter in module.parameters(recurse=False):
+                    nn.init.normal_(parameter, std=0.02)
+        return fresh
+
+
+class OneEncoder(Weights):
+    """A format that holds one encoder, perhaps with its predictor."""
+
+    two_encoders = False
+
+    def states(self) -> States:
+        """The encoder under both names."""
+        networks = self._networks("target", True, Hints())
+        states = {name: dict(networks.encoder.state_dict()) for name in ("encoder", "target_encoder")}
+        if networks.predictor is not None:
+            states["predictor"] = dict(networks.predictor.state_dict())
+        return states
+
+
+def part_of(state: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with that of a network, without it."""
+    prefix = f"{network}."
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

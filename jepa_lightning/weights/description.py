@@ -1,0 +1,163 @@
+"""What a network is as ``{"class_path": ..., "init_args": {...}}``, and back: what a file says in place of code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+from torch import Tensor, nn
+
+from jepa_lightning.models import Encoder, Predictor, VisionTransformer
+from jepa_lightning.models.vision_transformer import pair
+from jepa_lightning.weights import stored_config
+from jepa_lightning.weights.networks import LARGEST_DEPTH, mlp_ratio
+from jepa_lightning.weights.policy import DoesNotFit
+
+Description = dict[str, Any]
+SMALL = 2**16
+"""Numbers up to here are no danger, whatever the tensors are."""
+SMALL_TABLE = 2**24
+"""Numbers in a table of positions, likewise."""
+
+
+def describe_encoder(encoder: VisionTransformer) -> Description:
+    """The description of an encoder with any weights; how they were initialised is not in it."""
+    weight = encoder.patch_embed.get_submodule("proj").weight
+    return _of(
+        encoder,
+        img_size=list(encoder.img_size),
+        patch_size=encoder.patch_size,
+        in_chans=weight.shape[1],  # type: ignore[index]
+        embed_dim=encoder.embed_dim,
+        depth=encoder.depth,
+        num_heads=encoder.num_heads,
+        num_frames=encoder.num_frames,
+        tubelet_size=encoder.tubelet_size,
+        positions=option(encoder.positions),
+        blocks=option(encoder.options),
+        **_ratio(encoder.blocks, encoder.embed_dim),
+    )
+
+
+def describe_predictor(predictor: Predictor) -> Description:
+    """The description of a predictor with any weights, without the encoder that it is built for."""
+    width = predictor.predictor_embed.out_features
+    return _of(
+        predictor,
+        embed_dim=width,
+        depth=predictor.depth,
+        num_heads=predictor.num_heads,
+        num_mask_tokens=len(predictor.mask_tokens) if hasattr(predictor, "mask_tokens") else None,
+        blocks=option(predictor.options),
+        target_noise=None if predictor.target_noise is None else asdict(predictor.target_noise),
+        **_ratio(predictor.predictor_blocks, width),
+    )
+
+
+def encoder_builder(path: Path, description: Description, state: Mapping[str, Tensor]) -> Callable[[], Encoder]:
+    """What makes the encoder that a file describes, with its initial weights.
+
+    Args:
+        path: The file, for messages.
+        description: As describe_encoder makes it, or the ``encoder`` section of a configuration.
+        state: The tensors that the encoder is built for, with which its sizes must agree.
+
+    Raises:
+        NotTrusted: If it is of a package that the user did not name.
+        DoesNotFit: If it is no encoder, or larger than its tensors.
+    """
+    return partial(_build, path, Encoder, _checked(path, description, state))
+
+
+def predictor_builder(
+    path: Path, description: Description, encoder: Encoder, state: Mapping[str, Tensor]
+) -> Callable[[], Predictor]:
+    """What makes the predictor that a file describes, for an encoder; see encoder_builder."""
+    factory = _build(path, Callable[[Encoder], Predictor], _checked(path, description, state))
+    return partial(factory, encoder)
+
+
+def _checked(path: Path, description: Description, state: Mapping[str, Tensor]) -> Description:
+    stored_config.check(path, description, "network")
+    check_sizes(path, description, state)
+    return description
+
+
+def check_sizes(path: Path, description: Any, state: Mapping[str, Tensor]) -> None:
+    """Check that no number in a description is larger than the tensors it is for, before anything is built.
+
+    Raises:
+        DoesNotFit: If one is.
+    """
+    most = max(SMALL, sum(tensor.numel() for tensor in state.values()))
+    for name, number in _numbers(description, ""):
+        limit = LARGEST_DEPTH if name.split(".")[-1] == "depth" else most
+        if not -limit <= number <= limit:
+            raise DoesNotFit(f"{path} describes a network with {name} {number:,}, and has no tensors of that size")
+    arguments = description.get("init_args") if isinstance(description, dict) else None
+    tokens = _tokens(arguments or {})
+    if tokens * int((arguments or {}).get("embed_dim") or 1) > max(SMALL_TABLE, 4 * most):
+        raise DoesNotFit(f"{path} describes a network with {tokens:,} tokens, and has no positions for that many")
+
+
+def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _numbers(entry, str(key))
+    elif isinstance(value, list | tuple):
+        if len(value) > LARGEST_DEPTH:
+            yield f"{place} (entries)", math.inf
+        for entry in value:
+            yield from _numbers(entry, place)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield place, value
+
+
+def _tokens(arguments: Mapping[str, Any]) -> int:
+    """How many tokens an input has, if these are the arguments of a VisionTransformer; else 0."""
+    try:
+        height, width = pair(arguments["img_size"])
+        frames = int(arguments.get("num_frames") or 1) // int(arguments.get("tubelet_size") or 1)
+        return frames * (height // int(arguments["patch_size"])) * (width // int(arguments["patch_size"]))
+    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError):
+        return 0
+
+
+def _build(path: Path, kind: Any, description: Description) -> Any:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--part", type=kind)
+    try:
+        return parser.instantiate_classes(parser.parse_object({"part": description})).part
+    except (ArgumentError, ValueError, TypeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise DoesNotFit(f"cannot build what {path} describes: {lines[-1][:300]}") from error
+
+
+def _of(network: object, **arguments: Any) -> Description:
+    return {"class_path": _path(network), "init_args": arguments}
+
+
+def _path(instance: object) -> str:
+    return f"{type(instance).__module__}.{type(instance).__qualname__}"
+
+
+def option(option: object) -> Any:
+    """An option that is itself a small class."""
+    if not is_dataclass(option) or isinstance(option, type):
+        raise ValueError(f"{type(option).__name__} cannot be described in a file: make it a dataclass")
+    return {"class_path": _path(option), "init_args": asdict(option)}
+
+
+def _ratio(blocks: nn.ModuleList, dim: int) -> dict[str, float]:
+    """``mlp_ratio``, by the hidden layers of the first block: an MLP's, or the memories of an energy."""
+    layers = {name.split(".")[-1]: layer for name, layer in blocks[:1].named_modules() if isinstance(layer, nn.Linear)}
+    hidden = layers["fc1"] if "fc1" in layers else layers.get("xi")
+    if hidden is None:
+        return {}
+    count = hidden.out_features * 3 // 2 if "fc3" in layers else hidden.out_features  # SwiGLU has two thirds of it
+    return {"mlp_ratio": mlp_ratio(count, dim)}

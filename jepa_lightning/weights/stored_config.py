@@ -1,0 +1,271 @@
+"""The configuration inside a checkpoint is data from a stranger: it is read with limits, and describes only.
+
+Sections ``model`` and ``data`` count, and of the rest a few numbers: how long a training is, how it was measured. Every class must be
+of this package or of one that the user named. It can name no output, no logger, no callback and no file of code.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import inspect
+import os
+import sys
+import types
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from jepa_lightning.weights.policy import NotTrusted, Unreadable, policy
+
+PACKAGE = __name__.partition(".")[0]
+LARGEST_TEXT, MOST_NODES, DEEPEST = 2**20, 100_000, 50
+"""Bytes of a configuration; nodes of it, each as often as it occurs; levels."""
+LENGTH = (
+    *("max_epochs", "min_epochs", "max_steps", "min_steps", "limit_train_batches", "limit_val_batches"),
+    *("val_check_interval", "check_val_every_n_epoch", "log_every_n_steps", "accumulate_grad_batches"),
+    *("gradient_clip_val", "gradient_clip_algorithm", "precision", "deterministic"),
+)
+"""Options of the trainer that a resumed training needs; none names a place."""
+MEASURES = ("max_train", "max_held_out", "k")
+"""Numbers of the probe: with others, an evaluation would not repeat what the training printed."""
+WRITES = {"cache": None, "download": False, "pretrained": False}
+"""Options of data and networks that would write files or load them from elsewhere, and what they are set to."""
+MOVED = {
+    "methods.AttentiveProbe": "probing.AttentiveProbe",
+    "methods.FineTune": "probing.FineTune",
+    "methods.LinearProbe": "probing.LinearProbe",
+    "methods.PretrainedEncoder": "probing.PretrainedEncoder",
+    "methods.pretrained.PretrainedEncoder": "probing.PretrainedEncoder",
+}
+"""Classes that older checkpoints name at another place of this package."""
+PLAIN = (int, float, bool, str, bytes, complex, type(None))
+Section = dict[str, Any]
+
+
+def parse(path: Path, text: Any) -> Section:
+    """The configuration of a training, as plain values.
+
+    Args:
+        path: The checkpoint, for messages.
+        text: YAML.
+
+    Returns:
+        ``model``, ``data``, ``seed_everything``, ``trainer`` and ``probe``, of these two only numbers; what is missing is
+        empty.
+
+    Raises:
+        Unreadable: If it is damaged, or too large to be a configuration.
+        NotTrusted: If it names a class of a package that the user did not name, or code as a string.
+    """
+    try:
+        content = _load(text)
+        model = dict(content["model"])
+        data, trainer, probe = (dict(content.get(name) or {}) for name in ("data", "trainer", "probe"))
+    except Unreadable as error:
+        raise Unreadable(f"{path}: {error}") from error
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise Unreadable(f"{path}: the configuration in it is damaged ({type(error).__name__})") from error
+    seed = content.get("seed_everything")
+    found = {
+        "seed_everything": seed if isinstance(seed, int) else None,
+        "model": _moved(model),
+        "data": _harmless(_moved(data)),
+        "trainer": {name: trainer[name] for name in LENGTH if isinstance(trainer.get(name), int | float | str)},
+        "probe": {name: probe[name] for name in MEASURES if isinstance(probe.get(name), int)},
+    }
+    check(path, found["model"], "model")
+    if found["data"]:
+        check(path, found["data"], "data")
+    return found
+
+
+def _load(text: Any) -> Section:
+    """Parse YAML of a limited size; an alias counts as what it stands for."""
+    if not isinstance(text, str):
+        raise TypeError("no text")
+    if len(text) > LARGEST_TEXT:
+        raise Unreadable(f"the configuration in it has {len(text):,} characters, which no configuration has")
+    counts: dict[str, int] = {}
+    total, stack = 0, [(None, 0)]  # anchors of the collections that are open, and the total before each
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    for event in yaml.parse(text, Loader=loader):
+        anchor = getattr(event, "anchor", None)
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in counts:
+                raise Unreadable("the configuration in it has an alias of itself")
+            total += counts[event.anchor]
+        elif isinstance(event, yaml.CollectionStartEvent):
+            stack.append((anchor, total))
+            total += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = stack.pop()
+            counts[anchor] = total - before
+        elif isinstance(event, yaml.ScalarEvent):
+            total += 1
+            counts[anchor] = 1
+        if total > MOST_NODES or len(stack) > DEEPEST:
+            raise Unreadable(f"the configuration in it has more than {MOST_NODES:,} values or {DEEPEST} levels")
+    content = yaml.load(text, Loader=loader)  # noqa: S506  # one of the safe loaders
+    return dict(content)
+
+
+def _moved(value: Any) -> Any:
+    """The same with the names that classes of this package have today."""
+    if isinstance(value, list):
+        return [_moved(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    value = {key: _moved(entry) for key, entry in value.items()}
+    path = value.get("class_path")
+    if isinstance(path, str) and path.startswith(f"{PACKAGE}."):
+        below = path.removeprefix(f"{PACKAGE}.")
+        value["class_path"] = f"{PACKAGE}.{MOVED.get(below, below)}"
+    return value
+
+
+def _harmless(value: Any) -> Any:
+    """The same without places to write to, and with no more loader processes than this machine has cores."""
+    if isinstance(value, list):
+        return [_harmless(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    value = {key: WRITES[key] if key in WRITES else _harmless(entry) for key, entry in value.items()}
+    if isinstance(value.get("num_workers"), int):
+        value["num_workers"] = max(0, min(value["num_workers"], os.cpu_count() or 1))
+    return value
+
+
+def data_title(data: Section) -> str:
+    """The ``data`` section of a configuration in a few words: ``ImageDataModule, cats``."""
+    arguments = data.get("init_args") or {}
+    kind, source = (str((part or {}).get("class_path") or "") for part in (data, arguments.get("source")))
+    return f"{kind.split('.')[-1]}, {arguments.get('root') or source.split('.')[-1] or 'its own source'}"
+
+
+# ---------------------------------------------------------------------- classes
+
+
+def check(path: Path, value: Any, place: str, hint: Any = None) -> None:
+    """Check that a part of a configuration names only classes that it may, and each as ``class_path`` alone.
+
+    Args:
+        path: The checkpoint, for messages.
+        value: The part.
+        place: Where it stands in the configuration, for messages.
+        hint: The annotation of the argument; None where it is not known.
+
+    Raises:
+        NotTrusted: If it does not.
+    """
+    if isinstance(value, str) and hint is not None and _only_objects(hint):
+        raise NotTrusted(
+            f"{path}: {place} is the text {value[:80]!r} where a class is described: a checkpoint must not name code or "
+            "files of code; it was not loaded. Give a checkpoint that `jepa fit` wrote"
+        )
+    if isinstance(value, list | tuple):
+        for number, entry in enumerate(value):
+            check(path, entry, f"{place}[{number}]", _inner(hint))
+    elif isinstance(value, dict) and "class_path" in value:
+        _check_class(path, value, place)
+    elif isinstance(value, dict):
+        hints = _arguments(_dataclass(hint)) if _dataclass(hint) else {}
+        for key, entry in value.items():
+            check(path, entry, f"{place}.{key}", hints.get(key))
+
+
+def _check_class(path: Path, value: Section, place: str) -> None:
+    name, arguments = value["class_path"], value.get("init_args") or {}
+    if set(value) - {"class_path", "init_args"} or not isinstance(arguments, dict):
+        raise Unreadable(f"{path}: {place} has {', '.join(map(str, value))}: a class has class_path and init_args alone")
+    hints = _arguments(resolve(path, name, place))
+    for key, entry in arguments.items():
+        check(path, entry, f"{place}.{key}", hints.get(key))
+
+
+def resolve(path: Path, name: Any, place: str) -> Any:
+    """The class of this name, which must be in this package or in one that the user named.
+
+    Raises:
+        NotTrusted: If it is not; nothing is imported then.
+        Unreadable: If there is no such class.
+    """
+    package = str(name).partition(".")[0]
+    if package != PACKAGE and package not in policy().packages:
+        raise NotTrusted(
+            f"{path}: {place} is of the class {str(name)[:100]}, which is not of jepa_lightning: nothing was imported. "
+            f"If you trust that package and this file: --trust {package} (in Python trust={package!r})"
+        )
+    module, attributes = str(name), list[str]()
+    while module:
+        try:
+            found: Any = sys.modules.get(module) or import_module(module)
+            for attribute in attributes:
+                found = getattr(found, attribute)
+            break
+        except (ImportError, AttributeError):
+            module, _, last = module.rpartition(".")
+            attributes.insert(0, last)
+    else:
+        found = None
+    owner = str(getattr(found, "__module__", "")).partition(".")[0]
+    if not callable(found) or owner not in {PACKAGE, *policy().packages}:
+        raise Unreadable(f"{path}: {place} is of the class {str(name)[:100]}, which is not in this version of {package}")
+    return found
+
+
+def _arguments(kind: Any) -> dict[str, Any]:
+    """Annotations of the constructor arguments of a class, those of its parents included."""
+    found: dict[str, Any] = {}
+    for base in reversed(inspect.getmro(kind)) if inspect.isclass(kind) else ():
+        if "__init__" in vars(base):
+            found |= _hints(base.__init__)  # type: ignore[misc]
+    return found or ({} if inspect.isclass(kind) else _hints(kind))
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(function)
+    except (NameError, TypeError, AttributeError):  # an annotation that only type checkers can resolve
+        return {}
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+    """What a hint can be: the members of a union."""
+    if get_origin(hint) in (Union, types.UnionType):
+        for part in get_args(hint):
+            yield from _parts(part)
+    else:
+        yield hint
+
+
+def _only_objects(hint: Any) -> bool:
+    """Whether a text here would stand for a class or a file: the argument is an object, and never a text."""
+    parts = [part for part in _parts(hint) if part is not type(None)]
+    return bool(parts) and any(_is_object(part) for part in parts) and str not in parts
+
+
+def _is_object(hint: Any) -> bool:
+    origin = get_origin(hint)
+    if hint is Any or origin is Literal or hint in PLAIN:
+        return False
+    if origin is collections.abc.Callable or hint is collections.abc.Callable:
+        return True
+    if origin is not None:
+        return any(_is_object(part) for part in get_args(hint) if part is not Ellipsis)
+    return inspect.isclass(hint) and hint not in (list, tuple, dict, set, Path)
+
+
+def _inner(hint: Any) -> Any:
+    """The annotation of the entries of a sequence."""
+    for part in _parts(hint):
+        if get_args(part) and get_origin(part) is not Literal:
+            return get_args(part)[0]
+    return None
+
+
+def _dataclass(hint: Any) -> Any:
+    return next((part for part in _parts(hint) if dataclasses.is_dataclass(part)), None)
