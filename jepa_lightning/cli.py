@@ -23,7 +23,8 @@ from jepa_lightning.data import JEPADataModule
 from jepa_lightning.finding import find_checkpoint, with_shipped_configs, with_stored_config
 from jepa_lightning.interop.trainer import adopt, checkpoint_io
 from jepa_lightning.messages import JepaParser, condense
-from jepa_lightning.methods import Method, PretrainedEncoder
+from jepa_lightning.methods import Method
+from jepa_lightning.probing import PretrainedEncoder
 from jepa_lightning.strategies import FSDP2Strategy as FSDP2Strategy  # registers --trainer.strategy fsdp2
 
 OBSERVERS = {

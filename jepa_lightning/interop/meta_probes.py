@@ -14,8 +14,8 @@ from jepa_lightning.checkpoint import AtomicCheckpointIO, read_any
 from jepa_lightning.interop.meta import plain
 from jepa_lightning.interop.meta_sizes import HEADS, depth_of, tensor_of
 from jepa_lightning.interop.networks import check, filled
-from jepa_lightning.methods import AttentiveProbe
 from jepa_lightning.models.pooling import AttentiveClassifier
+from jepa_lightning.probing import AttentiveProbe
 
 KEYS = ("classifiers", "classifier")
 UNUSED = "pooler.cross_attention_block.xattn.proj."

@@ -14,9 +14,9 @@ from jepa_lightning.interop.layouts import Layout, Meta, OneEncoder, Own, open_l
 from jepa_lightning.interop.networks import Branch, Networks
 from jepa_lightning.interop.own_layout import configuration, preprocessing_of
 from jepa_lightning.interop.source import Source
-from jepa_lightning.methods import AttentiveProbe
 from jepa_lightning.models import Predictor
 from jepa_lightning.models.pooling import AttentiveClassifier
+from jepa_lightning.probing import AttentiveProbe
 
 OTHER: dict[Branch, Branch] = {"target": "context", "context": "target"}
 

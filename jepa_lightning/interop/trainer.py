@@ -13,7 +13,7 @@ from jepa_lightning.interop.inspection import HEADS_UNKNOWN, outline
 from jepa_lightning.interop.layouts import Layout, Meta, MetaProbe, open_layout
 from jepa_lightning.interop.meta_probes import MetaProbeIO
 from jepa_lightning.interop.meta_training import MetaCheckpointIO, progress
-from jepa_lightning.methods import AttentiveProbe, PretrainedEncoder
+from jepa_lightning.probing import AttentiveProbe, PretrainedEncoder
 
 
 def adopt(config: Any, path: str, fitting: bool) -> None:

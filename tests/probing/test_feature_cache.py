@@ -24,8 +24,8 @@ from jepa_lightning.data import (
 )
 from jepa_lightning.data.moving_digits import write_video
 from jepa_lightning.masking import MaskedBatch
-from jepa_lightning.methods import LinearProbe
 from jepa_lightning.models.average_pool import AveragePool
+from jepa_lightning.probing import LinearProbe
 from jepa_lightning.schedules import Constant
 
 TrainerFactory = Callable[..., Trainer]

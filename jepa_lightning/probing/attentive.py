@@ -17,14 +17,15 @@ learns what it would learn alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jepa_lightning.methods.frozen import FrozenProbe, grid_of
 from jepa_lightning.models.pooling import AttentiveClassifier
+from jepa_lightning.probing.encoders import Branch, encoder_of
+from jepa_lightning.probing.frozen import FrozenProbe, grid_of
 from jepa_lightning.schedules import Schedule
 
 
@@ -51,7 +52,7 @@ class AttentiveProbe(FrozenProbe):
     def __init__(
         self,
         checkpoint: str,
-        branch: Literal["target", "context"] = "target",
+        branch: Branch = "target",
         out_layers: Sequence[int] | None = None,
         depth: int = 1,
         num_heads: int = 16,
@@ -62,9 +63,7 @@ class AttentiveProbe(FrozenProbe):
         attend_across_clips: bool = False,
         overrides: dict[str, Any] | None = None,
     ) -> None:
-        from jepa_lightning.checkpoint import load_encoder
-
-        encoder = load_encoder(checkpoint, branch, **(overrides or {}))
+        encoder = encoder_of(checkpoint, branch, overrides)
         super().__init__(checkpoint, encoder, grid_of(lr, weight_decay), lr_schedule, weight_decay_schedule)
         self.out_layers = None if out_layers is None else list(out_layers)
         self.depth, self.num_heads = depth, num_heads
@@ -92,7 +91,7 @@ class AttentiveProbe(FrozenProbe):
     def encode(self, inputs: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch tokens dim"]:
         """Tokens of the frozen encoder; those of several blocks one after the other."""
         if self.out_layers is None:
-            return cast(Tensor, self.encoder(inputs))
+            return super().encode(inputs)
         return torch.cat(self.encoder(inputs, out_layers=self.out_layers), dim=1)
 
     def tokens(self, inputs: Tensor) -> Tensor:

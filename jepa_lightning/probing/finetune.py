@@ -17,16 +17,18 @@ and a learning rate that falls by a factor from each layer to the one before it 
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from functools import partial
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW
 
-from jepa_lightning.methods.classifier import Classifier
 from jepa_lightning.models import Encoder, evaluating
 from jepa_lightning.models.layers import DropPath
+from jepa_lightning.probing.classifier import Classifier, Group
+from jepa_lightning.probing.encoders import Branch, description_of, encoder_of
 from jepa_lightning.schedules import Constant, Schedule
 
 
@@ -49,7 +51,7 @@ class FineTune(Classifier):
         self,
         checkpoint: str,
         lr: Schedule,
-        branch: Literal["target", "context"] = "target",
+        branch: Branch = "target",
         overrides: dict[str, Any] | None = None,
         weight_decay: Schedule | None = None,
         layer_decay: float = 0.75,
@@ -57,19 +59,16 @@ class FineTune(Classifier):
         label_smoothing: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
-        from jepa_lightning.checkpoint import load_encoder
-
         if not 0 < layer_decay <= 1 or not 0 <= label_smoothing < 1:
             raise ValueError(
                 f"layer_decay must be above 0 and at most 1, label_smoothing from 0 to below 1, got {layer_decay} and "
                 f"{label_smoothing}"
             )
-        encoder = load_encoder(checkpoint, branch, **(overrides or {})).requires_grad_(True).train()
-        super().__init__(checkpoint, encoder, [(0.0, 0.0)])
+        encoder = encoder_of(checkpoint, branch, overrides).requires_grad_(True).train()
+        super().__init__(checkpoint, encoder, [(0.0, 0.0)], partial(AdamW, lr=0.0, betas=betas))
         _set_drop_path(encoder, drop_path)
         self.lr, self.weight_decay = lr, weight_decay or Constant(0.05)
         self.layer_decay, self.drop_path, self.label_smoothing = layer_decay, drop_path, label_smoothing
-        self.betas = betas
 
     def new_heads(self, outputs: int) -> list[nn.Module]:
         """One linear layer, near zero, so that the first steps leave the encoder as it is."""
@@ -94,6 +93,10 @@ class FineTune(Classifier):
         """How the results were made, for a report."""
         return ["Fine-tuning: all layers and a linear head on averaged tokens learn.", *super().sentences()]
 
+    def get_extra_state(self) -> dict[str, Any]:
+        """What the outputs of a head mean, and what the encoder is, so that no other file is needed to build it."""
+        return {**super().get_extra_state(), "encoder": description_of(self.encoder)}
+
     # ------------------------------------------------------------------ features
 
     @torch.no_grad()
@@ -110,16 +113,16 @@ class FineTune(Classifier):
 
     # ------------------------------------------------------------------ optimisation
 
-    def configure_optimizers(self) -> Optimizer:
-        """AdamW with two groups for each layer: matrices, which are decayed, and vectors."""
+    def trained(self) -> list[Group]:
+        """Two groups for each layer: matrices, which are decayed, and vectors."""
         groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for parameter, scale in self.scales():
             groups.setdefault((scale, parameter.ndim > 1), []).append(parameter)
-        return AdamW(
-            [{"params": found, "scale": scale, "decay": decay} for (scale, decay), found in groups.items()],
-            lr=0.0,
-            betas=self.betas,
-        )
+        return [Group(found, scale, 1.0, decay) for (scale, decay), found in groups.items()]
+
+    def schedules(self) -> dict[str, Schedule]:
+        """Learning rate of the head, and weight decay."""
+        return {"lr": self.lr, "weight_decay": self.weight_decay}
 
     def scales(self) -> list[tuple[nn.Parameter, float]]:
         """Each parameter, and by what its learning rate is multiplied.
@@ -136,14 +139,6 @@ class FineTune(Classifier):
                 steps = 0 if name.startswith("norm.") or not depth else depth + 1
             found.append((parameter, self.layer_decay**steps))
         return found
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set learning rates and weight decay from the step number."""
-        arguments = self.progress()
-        lr, decay = self.lr(*arguments), self.weight_decay(*arguments)
-        for group in cast(Optimizer, self.optimizers(use_pl_optimizer=False)).param_groups:
-            group["lr"], group["weight_decay"] = lr * group["scale"], decay * group["decay"]
-        self.log_dict({"schedule/lr": lr, "schedule/weight_decay": decay}, batch_size=1)
 
 
 def _set_drop_path(encoder: Encoder, rate: float) -> None:

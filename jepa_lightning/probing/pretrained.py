@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jepa_lightning.masking import MaskedBatch
 from jepa_lightning.methods.base import Method
+from jepa_lightning.probing.encoders import Branch, encoder_of
 
 
 class PretrainedEncoder(Method):
@@ -26,13 +27,11 @@ class PretrainedEncoder(Method):
     def __init__(
         self,
         checkpoint: str,
-        branch: Literal["target", "context"] = "target",
+        branch: Branch = "target",
         overrides: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        from jepa_lightning.checkpoint import load_encoder
-
-        self.checkpoint, self.encoder = checkpoint, load_encoder(checkpoint, branch, **(overrides or {}))
+        self.checkpoint, self.encoder = checkpoint, encoder_of(checkpoint, branch, overrides)
 
     @property
     def title(self) -> str:

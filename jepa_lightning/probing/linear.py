@@ -28,10 +28,11 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from jepa_lightning.masking import seeded
-from jepa_lightning.methods.feature_cache import serve
-from jepa_lightning.methods.frozen import FrozenProbe, grid_of
 from jepa_lightning.methods.groups import OptimizerFactory
 from jepa_lightning.models.average_pool import PIXEL_FEATURES, AveragePool, pooled, raw_pixels
+from jepa_lightning.probing.encoders import Branch, encoder_of, untrained_of
+from jepa_lightning.probing.feature_cache import serve
+from jepa_lightning.probing.frozen import FrozenProbe, grid_of
 from jepa_lightning.schedules import Schedule
 
 TRAINED, UNTRAINED, PIXELS = "trained", "random initialisation", "raw pixels"
@@ -98,7 +99,7 @@ class LinearProbe(FrozenProbe):
     def __init__(
         self,
         checkpoint: str,
-        branch: Literal["target", "context"] = "target",
+        branch: Branch = "target",
         overrides: dict[str, Any] | None = None,
         features: Sequence[AveragePool] = (AveragePool(1), AveragePool(4)),
         batch_norm: Sequence[bool] = (False, True),
@@ -109,9 +110,7 @@ class LinearProbe(FrozenProbe):
         cache: Literal["memory", "disk"] | None = None,
         baselines: bool = True,
     ) -> None:
-        from jepa_lightning.checkpoint import load_encoder, untrained_encoder
-
-        encoder = load_encoder(checkpoint, branch, **(overrides or {}))
+        encoder = encoder_of(checkpoint, branch, overrides)
         self.kinds, self.norms, self.points = list(features), list(batch_norm), grid_of(lr, weight_decay)
         if not self.kinds or not self.norms:
             raise ValueError(f"features {self.kinds} and batch_norm {self.norms} make no head: give one of each")
@@ -120,7 +119,7 @@ class LinearProbe(FrozenProbe):
         super().__init__(checkpoint, encoder, grid, lr_schedule, optimizer=optimizer)
         self.branch, self.baselines, self.cache = branch, baselines, cache
         if baselines:
-            self.untrained = untrained_encoder(checkpoint, encoder)
+            self.untrained = untrained_of(checkpoint, encoder)
         self.register_buffer("best_of_group", torch.zeros(len(self.groups()), dtype=torch.long))
 
     # ------------------------------------------------------------------ heads, ordered by part, norm and grid
@@ -192,11 +191,6 @@ class LinearProbe(FrozenProbe):
         )
 
     # ------------------------------------------------------------------ features
-
-    @torch.no_grad()
-    def encode(self, inputs: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch tokens dim"]:
-        """Tokens of the frozen encoder."""
-        return cast(Tensor, self.encoder(inputs))
 
     @torch.no_grad()
     def features(self, inputs: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch features"]:
