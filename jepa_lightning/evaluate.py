@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -165,7 +164,7 @@ class Reader:
 
     def attend(self, encoder: Encoder) -> None:
         """Make the inputs as this encoder wants them."""
-        self.data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(encoder=encoder))  # type: ignore[assignment]
+        self.data.attach(encoder)
         if not self._ready:
             self.data.prepare_data()
             self.data.setup("validate")

@@ -31,7 +31,7 @@ from jepa_lightning.masking import seeded
 from jepa_lightning.methods.groups import OptimizerFactory
 from jepa_lightning.models.average_pool import PIXEL_FEATURES, AveragePool, pooled, raw_pixels
 from jepa_lightning.probing.encoders import Branch, encoder_of, untrained_of
-from jepa_lightning.probing.feature_cache import serve
+from jepa_lightning.probing.feature_cache import CachedFeatures, features_of_splits
 from jepa_lightning.probing.frozen import FrozenProbe, grid_of
 from jepa_lightning.schedules import Schedule
 
@@ -118,6 +118,8 @@ class LinearProbe(FrozenProbe):
         grid = self.points * len(self.norms) * len(self.parts)
         super().__init__(checkpoint, encoder, grid, lr_schedule, optimizer=optimizer)
         self.branch, self.baselines, self.cache = branch, baselines, cache
+        self.cached: dict[str, CachedFeatures] = {}
+        """What the data module serves in place of the samples of a split."""
         if baselines:
             self.untrained = untrained_of(checkpoint, encoder)
         self.register_buffer("best_of_group", torch.zeros(len(self.groups()), dtype=torch.long))
@@ -216,7 +218,7 @@ class LinearProbe(FrozenProbe):
     def on_fit_start(self) -> None:
         """Compute the features once, if that is wanted."""
         if self.cache is not None and not cast(Any, self.trainer).fast_dev_run:
-            serve(self, self.tokens, on_disk=self.cache == "disk")
+            self.cached = features_of_splits(self, self.tokens, on_disk=self.cache == "disk")
 
 
 def _parts(embed_dim: int, kinds: Sequence[AveragePool], baselines: bool) -> list[Part]:
