@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from jepa_lightning.methods import IJEPA as IJEPA
     from jepa_lightning.methods import JEPA as JEPA
     from jepa_lightning.methods import VJEPA as VJEPA
-    from jepa_lightning.methods import AttentiveProbe as AttentiveProbe
-    from jepa_lightning.methods import FineTune as FineTune
     from jepa_lightning.methods import LeJEPA as LeJEPA
-    from jepa_lightning.methods import LinearProbe as LinearProbe
     from jepa_lightning.methods import SaccadeJEPA as SaccadeJEPA
     from jepa_lightning.models import Predictor as Predictor
     from jepa_lightning.models import VisionTransformer as VisionTransformer
+    from jepa_lightning.probing import AttentiveProbe as AttentiveProbe
+    from jepa_lightning.probing import FineTune as FineTune
+    from jepa_lightning.probing import LinearProbe as LinearProbe
 
 __version__ = "0.1.0"
 
@@ -33,12 +33,12 @@ __version__ = "0.1.0"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOME = {
-    "AttentiveProbe": "methods",
-    "FineTune": "methods",
+    "AttentiveProbe": "probing",
+    "FineTune": "probing",
     "IJEPA": "methods",
     "JEPA": "methods",
     "LeJEPA": "methods",
-    "LinearProbe": "methods",
+    "LinearProbe": "probing",
     "SaccadeJEPA": "methods",
     "VJEPA": "methods",
     "Predictor": "models",
@@ -47,7 +47,7 @@ _HOME = {
     "load_encoder": "loading",
     "load_meta": "loading",
 }
-_MODULES = {"losses", "masking", "metrics", "models", "methods", "data", "schedules"}
+_MODULES = {"losses", "masking", "metrics", "models", "methods", "probing", "data", "schedules"}
 
 __all__ = [*sorted(_HOME), *sorted(_MODULES)]  # names are resolved by __getattr__
 

@@ -27,7 +27,8 @@ from jepa_lightning.commands.options import NON_FINITE, TRUST
 from jepa_lightning.commands.stored import KEY_WORDS, trusted_packages, with_checkpoint
 from jepa_lightning.data import JEPADataModule
 from jepa_lightning.loading import start_from
-from jepa_lightning.methods import Method, PretrainedEncoder
+from jepa_lightning.methods import Method
+from jepa_lightning.probing import PretrainedEncoder
 from jepa_lightning.strategies import FSDP2Strategy as FSDP2Strategy  # registers --trainer.strategy fsdp2
 from jepa_lightning.weights import Weights
 

@@ -8,24 +8,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 import yaml
 from torch import Tensor
 
-from jepa_lightning import checkpoint
+from jepa_lightning import weights
+from jepa_lightning.commands.find import find_checkpoint, find_config, option_values
+from jepa_lightning.commands.messages import JepaParser
+from jepa_lightning.commands.options import NON_FINITE, TRUST
+from jepa_lightning.commands.stored import data_section
 from jepa_lightning.data import JEPADataModule
 from jepa_lightning.evaluation.document import Report, merged, plain, read, table
 from jepa_lightning.evaluation.features import Features, extract
 from jepa_lightning.evaluation.protocols import HELD_BACK, Protocols, Result, Splits, split_features
 from jepa_lightning.evaluation.provenance import commit, hardware, software
-from jepa_lightning.finding import find_checkpoint, find_config, option_values
-from jepa_lightning.messages import JepaParser
 from jepa_lightning.metrics import rankme
 from jepa_lightning.models import Encoder
 from jepa_lightning.models.average_pool import AveragePool, pooled, raw_pixels
+from jepa_lightning.weights import Branch, Hints, Weights, trusting
 
 Encode = Callable[[Tensor], Tensor]
 
@@ -49,8 +51,8 @@ class Evaluation:
 
     ckpt_path: list[str]
     split: Literal["val", "test"] = "val"
-    branch: Literal["target", "context"] = "target"
-    overrides: dict[str, Any] | None = None
+    branch: Branch = "target"
+    overrides: Hints | None = None
     blocks: int = 1
     baselines: bool = True
     max_train: int | None = None
@@ -73,17 +75,19 @@ def main(arguments: Sequence[str]) -> None:
         _parser(None).parse_args(list(arguments))
     names = option_values(arguments, "--ckpt_path") or ["last.ckpt"]
     paths = [
-        find_checkpoint(name, "runs", "--ckpt_path", lambda m: "checkpoint" not in (m.get("init_args") or {}), False)
+        find_checkpoint(name, "runs", wanted=lambda model: "checkpoint" not in (model.get("init_args") or {}))
         for name in names
     ]
-    parser = _parser(_data_section(arguments, paths[0]))
-    parsed = parser.parse_args(list(arguments))
-    parsed.ckpt_path = paths
-    made = parser.instantiate_classes(parsed)
-    chosen = Evaluation(**{name: parsed[name] for name in Evaluation.__dataclass_fields__})
-    protocols = Protocols(**{name: parsed[name] for name in Protocols.__dataclass_fields__})
-    text = yaml.safe_dump(yaml.safe_load(parser.dump(parsed, skip_none=False)), sort_keys=False)
-    report = evaluate(chosen, made.data, protocols)._replace(config=text)
+    with trusting(*option_values(arguments, "--trust"), allow_non_finite="--allow_non_finite" in arguments):
+        opened = [weights.open(path) for path in paths]
+        parser = _parser(data_section(_named(arguments), opened[0], arguments))
+        parsed = parser.parse_args(list(arguments))
+        parsed.ckpt_path = paths
+        made = parser.instantiate_classes(parsed)
+        chosen = Evaluation(**{name: made[name] for name in Evaluation.__dataclass_fields__})
+        protocols = Protocols(**{name: made[name] for name in Protocols.__dataclass_fields__})
+        text = yaml.safe_dump(yaml.safe_load(parser.dump(parsed, skip_none=False)), sort_keys=False)
+        report = evaluate(chosen, opened, made.data, protocols)._replace(config=text)
     print(f"\n{plain(table(report.results))}\n")  # noqa: T201  # what was asked for
     folder = Path(chosen.out).expanduser() if chosen.out else _folder(Path(paths[0]), chosen.split)
     for path in report.write(folder):
@@ -115,11 +119,12 @@ def combine(arguments: Sequence[str]) -> None:
         print(f"written to {path}")  # noqa: T201
 
 
-def evaluate(chosen: Evaluation, data: JEPADataModule, protocols: Protocols) -> Report:
+def evaluate(chosen: Evaluation, opened: Sequence[Weights], data: JEPADataModule, protocols: Protocols) -> Report:
     """All protocols on the features of one or several encoders.
 
     Args:
         chosen: What is evaluated.
+        opened: The checkpoints.
         data: On what.
         protocols: How.
 
@@ -129,12 +134,12 @@ def evaluate(chosen: Evaluation, data: JEPADataModule, protocols: Protocols) -> 
     """
     begun, results, notes = time.monotonic(), [], {}
     reader = Reader(chosen, data)
-    for number, path in enumerate(chosen.ckpt_path):
-        encoder = checkpoint.load_encoder(path, chosen.branch, **(chosen.overrides or {}))
+    for number, (path, found) in enumerate(zip(chosen.ckpt_path, opened, strict=True)):
+        encoder = found.networks(chosen.branch, hints=chosen.overrides).encoder
         reader.attend(encoder)
         kinds: dict[str, Encoder | None] = {"trained": encoder}
         if chosen.baselines:
-            kinds = {"random initialisation": checkpoint.untrained_encoder(path, encoder), **kinds}
+            kinds = {"random initialisation": found.untrained(encoder), **kinds}
             if number == 0:
                 kinds = {"raw pixels": None, **kinds}
         for name, network in kinds.items():
@@ -144,7 +149,7 @@ def evaluate(chosen: Evaluation, data: JEPADataModule, protocols: Protocols) -> 
             results += _by_label(protocols, splits, name, data.label_names)
     size = {"samples": f"{len(splits.train.x):,} for training, {len(splits.report.x):,} of the {chosen.split} split"}
     seconds = f"{time.monotonic() - begun:.0f} s, of which {reader.seconds:.0f} s for the features"
-    about = {**size, **notes, "time": seconds, "hardware": hardware(reader.device), **_origin(chosen, data)}
+    about = {**size, **notes, "time": seconds, "hardware": hardware(reader.device), **_origin(opened, data)}
     sentences = _sentences(chosen, protocols, reader.chosen_on_val)
     return Report(f"Evaluation of {', '.join(chosen.ckpt_path)}", merged(results), sentences, about)
 
@@ -165,7 +170,7 @@ class Reader:
 
     def attend(self, encoder: Encoder) -> None:
         """Make the inputs as this encoder wants them."""
-        self.data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(encoder=encoder))  # type: ignore[assignment]
+        self.data.attach(encoder)
         if not self._ready:
             self.data.prepare_data()
             self.data.setup("validate")
@@ -229,23 +234,10 @@ def _by_label(protocols: Protocols, splits: Splits, name: str, labels: Sequence[
 # ---------------------------------------------------------------------- what was asked for, and how it was done
 
 
-def _data_section(arguments: Sequence[str], path: str) -> dict[str, Any] | None:
-    """The data of ``--config``, else of the checkpoint; None where ``--data`` has to say it.
-
-    Raises:
-        ValueError: If nothing says it.
-    """
-    if given := option_values(arguments, "--config"):
-        return dict(yaml.safe_load(Path(find_config(given[-1])).read_text())["data"])
-    config = checkpoint.stored_config(path)
-    if config is not None and config.get("data"):
-        return dict(config["data"])
-    if not option_values(arguments, "--data"):
-        raise ValueError(
-            f"{path} does not say on which data: give --config NAME, whose data section is used, or --data "
-            "ImageDataModule --data.root FOLDER (VideoDataModule for videos)"
-        )
-    return None
+def _named(arguments: Sequence[str]) -> dict[str, Any] | None:
+    """The configuration of ``--config``."""
+    given = option_values(arguments, "--config")
+    return dict(yaml.safe_load(Path(find_config(given[-1])).read_text(encoding="utf-8"))) if given else None
 
 
 def _parser(section: dict[str, Any] | None) -> JepaParser:
@@ -255,6 +247,8 @@ def _parser(section: dict[str, Any] | None) -> JepaParser:
     parser.add_class_arguments(Evaluation, skip={"ckpt_path"})
     parser.add_class_arguments(Protocols)
     parser.add_subclass_arguments(JEPADataModule, "data", required=False)
+    parser.add_argument("--trust", action="append", default=[], help=f"Name of a {TRUST}.")
+    parser.add_argument("--allow_non_finite", action="store_true", help=f"{NON_FINITE.capitalize()}.")
     if section is not None:
         parser.set_defaults({"data": section})
     return parser
@@ -291,12 +285,9 @@ def _sentences(chosen: Evaluation, protocols: Protocols, chosen_on_val: bool) ->
     ]
 
 
-def _origin(chosen: Evaluation, data: JEPADataModule) -> dict[str, str]:
-    steps = []
-    for path in chosen.ckpt_path:
-        content = checkpoint.read_any(path) if checkpoint.written_by_lightning(path) and Path(path).is_file() else {}
-        if "global_step" in content:
-            steps.append(f"{content['global_step']} (epoch {content.get('epoch', 0) + 1})")
+def _origin(opened: Sequence[Weights], data: JEPADataModule) -> dict[str, str]:
+    done = [found.progress for found in opened]
+    steps = [f"{each.step} (epoch {(each.epoch or 0) + 1})" for each in done if each.step is not None]
     found = {"steps": ", ".join(steps)} if steps else {}
     return {**found, "data": type(data).__name__, "commit": commit(), "software": software(), "written": _now()}
 

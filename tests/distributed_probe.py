@@ -12,7 +12,7 @@ from lightning import Callback, LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from jepa_lightning.masking import MaskCollator, MaskedBatch, Sample
-from jepa_lightning.methods import AttentiveProbe
+from jepa_lightning.probing import AttentiveProbe
 from jepa_lightning.strategies import FSDP2Strategy
 
 BATCH, STEPS, VIDEOS = 8, 4, 7

@@ -27,8 +27,9 @@ MAY_IMPORT = {
     "losses": {"distributed"},
     # A BatchNorm's batch is that of all processes.
     "models": {"masking.tokens", "masking.padded", "distributed"},
+    "methods": {"models", "losses", "masking", "schedules", "distributed", "metrics", "writing"},
     # A probe reads the checkpoint that it is given, when it is built.
-    "methods": {"models", "losses", "masking", "schedules", "distributed", "metrics", "checkpoint", "writing"},
+    "probing": {"methods", "models", "masking", "schedules", "distributed", "evaluation", "checkpoint", "interop"},
     "data": {"masking", "distributed", "messages"},
     "evaluation": {"metrics", "distributed", "masking", "messages"},
     # `jepa predict` draws the same as the page, which looks at networks.
@@ -36,7 +37,7 @@ MAY_IMPORT = {
     "explore": {"callbacks.pictures", "data", "models", "masking", "interop", "checkpoint", "finding"},
     # Its commands parse their arguments and find checkpoints as all commands do; exports are compared on real pictures.
     "interop": {
-        *("models", "methods", "schedules", "masking", "checkpoint", "messages", "untrusted", "finding"),
+        *("models", "methods", "probing", "schedules", "masking", "checkpoint", "messages", "untrusted", "finding"),
         *("data.embedded", "data.moving_digits"),
     },
 }
@@ -129,7 +130,7 @@ def test_nobody_imports_the_command_line() -> None:
 def test_observers_and_data_never_import_a_model_or_a_method(part: str) -> None:
     files = [path for path in FILES if module_of(path).split(".")[0] == part]
     assert files
-    assert not [label(path) for path in files for name in ours(path) if covers(name, {"models", "methods"})]
+    assert not [label(path) for path in files for name in ours(path) if covers(name, {"models", "methods", "probing"})]
 
 
 def test_only_indices_of_tokens_go_from_masking_to_the_models() -> None:
@@ -207,8 +208,8 @@ def test_no_constructor_has_more_than_10_arguments() -> None:
         "methods/lejepa.py:LeJEPA": 11,
         "models/vision_transformer.py:VisionTransformer": 14,
         "models/predictor.py:Predictor": 14,
-        "methods/probe.py:AttentiveProbe": 11,
-        "methods/linear_probe.py:LinearProbe": 11,
+        "probing/attentive.py:AttentiveProbe": 11,
+        "probing/linear.py:LinearProbe": 11,
     }
     counts = {f"{label(path)}:{name}": count for path in FILES for name, count in constructors(path).items()}
     assert len(counts) > 20

@@ -192,7 +192,7 @@ def test_the_checkpoint_of_a_probe_is_no_pretraining(tmp_path: Path) -> None:
 def test_a_fine_tuned_encoder_is_read_as_any_other(tmp_path: Path) -> None:
     schedule = {"class_path": "jepa_lightning.schedules.Constant", "init_args": {"value": 0.1}}
     arguments = {"checkpoint": str(save(tmp_path / "a.ckpt")), "lr": schedule}
-    config = {"class_path": "jepa_lightning.methods.FineTune", "init_args": arguments}
+    config = {"class_path": "jepa_lightning.probing.FineTune", "init_args": arguments}
     module: Any = build(config)
     module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     module.trainer.datamodule = jl.data.ImageDataModule(img_size=32, patch_size=8)  # type: ignore[attr-defined]

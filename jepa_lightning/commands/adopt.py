@@ -7,7 +7,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
-from jepa_lightning.methods import AttentiveProbe, PretrainedEncoder
+from jepa_lightning.probing import AttentiveProbe, PretrainedEncoder
 from jepa_lightning.weights import CheckpointError, HintNeeded, Weights
 from jepa_lightning.weights.meta import Meta
 from jepa_lightning.weights.meta_probes import MetaProbe

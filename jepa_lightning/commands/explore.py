@@ -6,7 +6,6 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -95,7 +94,7 @@ def data_for(encoder: Encoder, config: dict[str, Any], name: str | None, root: s
     if root is not None:
         data = kind(root=root, masks=data.masks) if section and type(data) is kind else kind(root=root)
     data.num_workers = 0  # a few samples: processes would cost more than they save
-    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(encoder=encoder))  # type: ignore[assignment]
+    data.attach(encoder)
     return data
 
 

@@ -64,8 +64,7 @@ class JEPADataModule(LightningDataModule):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self.img_size, self.patch_size = img_size, patch_size
         self.mean, self.std = mean, std
-        self.served: dict[str, Dataset[Any]] = {}
-        """Samples in place of a split's own, for training and evaluation: features that a probe has computed once."""
+        self._encoder: Any = None
 
     @abstractmethod
     def dataset(self, split: str, augment: bool) -> Dataset[Any]:
@@ -75,6 +74,11 @@ class JEPADataModule(LightningDataModule):
     @abstractmethod
     def classes(self) -> Classes:
         """Names of the classes, fewer than two if the data cannot be probed; with several labels a list for each."""
+
+    @property
+    def title(self) -> str:
+        """Name of the data set, for tables and reports."""
+        return type(self).__name__
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -111,8 +115,15 @@ class JEPADataModule(LightningDataModule):
         """The mask sampler for the token grid of these inputs; None if there are no masks."""
         return None if self.masks is None else self.masks(self.grid())
 
+    def attach(self, encoder: Any) -> None:
+        """Take the sizes that were not given from this encoder; without it, from the model that is trained."""
+        self._encoder = encoder
+
+    def _model(self) -> Any:
+        return None if self.trainer is None else self.trainer.lightning_module
+
     def _of_the_model(self, name: str) -> Any:
-        encoder = None if self.trainer is None else getattr(self.trainer.lightning_module, "encoder", None)
+        encoder = getattr(self._model(), "encoder", None) if self._encoder is None else self._encoder
         if encoder is None:
             raise ValueError(f"{type(self).__name__} has no model to take {name} from: give {self.group}{name}=")
         return getattr(encoder, name)
@@ -121,22 +132,26 @@ class JEPADataModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled, augmented, masked; goes on where a checkpoint left off."""
-        served = self.served.get("train")
-        return self._training_loader(self.dataset("train", augment=True) if served is None else served, self.sampler())
-
-    def shares(self) -> Shares | None:
-        """How often an epoch draws from which part of the training split; None for every sample once."""
-        return None
-
-    def _training_loader(self, dataset: Dataset[Any], masks: MaskSampler | None) -> ResumableLoader:
-        sampler = EpochSampler(len(dataset), self.batch_size, self.seed, self.shares())  # type: ignore[arg-type]
+        cached = self._cached("train")
+        dataset: Any = self.dataset("train", augment=True) if cached is None else cached
+        workers = self.num_workers if cached is None else 0
+        sampler = EpochSampler(len(dataset), self.batch_size, self.seed, self.shares())
         if len(sampler) < self.batch_size:
             raise ValueError(
                 f"the training split has {sampler.size} samples, {len(sampler)} for each of {sampler.num_replicas} "
                 f"processes, fewer than one batch of {self.batch_size}: set --data.batch_size to at most {len(sampler)}"
             )
-        options = {**self._loader_options(masks), "persistent_workers": self.num_workers > 0}
+        options = {**self._loader_options(self.sampler(), workers), "persistent_workers": workers > 0}
         return ResumableLoader(dataset, sampler=sampler, drop_last=True, **options)
+
+    def shares(self) -> Shares | None:
+        """How often an epoch draws from which part of the training split; None for every sample once."""
+        return None
+
+    def _cached(self, split: str) -> Dataset[Any] | None:
+        """Features that the model has computed once, in place of the samples of a split: its ``cached[split]``."""
+        found: dict[str, Dataset[Any]] = getattr(self._model(), "cached", {})
+        return found.get(split)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Held-out samples, clean, with the same masks every time; nothing if there are none."""
@@ -187,8 +202,9 @@ class JEPADataModule(LightningDataModule):
         return self.dataset(split, augment=False)
 
     def _evaluation_loader(self, split: str) -> DataLoader[Any] | list[Any]:
+        cached = self._cached(split)
         try:
-            dataset = self.served[split] if split in self.served else self.evaluation_dataset(split)
+            dataset = self.evaluation_dataset(split) if cached is None else cached
         except FileNotFoundError as error:
             if split == "test":
                 raise
@@ -198,13 +214,15 @@ class JEPADataModule(LightningDataModule):
             return []
         # Always the same order, but not by class: the first batches of a split stand for the whole.
         order = torch.randperm(len(dataset), generator=seeded("order", split, self.seed)).tolist()  # type: ignore[arg-type]
-        return DataLoader(Subset(dataset, order), shuffle=False, **self._loader_options(self.sampler()))
+        options = self._loader_options(self.sampler(), self.num_workers if cached is None else 0)
+        return DataLoader(Subset(dataset, order), shuffle=False, **options)
 
-    def _loader_options(self, masks: MaskSampler | None) -> dict[str, Any]:
+    def _loader_options(self, masks: MaskSampler | None, workers: int | None = None) -> dict[str, Any]:
+        workers = self.num_workers if workers is None else workers
         return {
             "batch_size": self.batch_size,
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0 and masks is not None,
+            "num_workers": workers,
+            "persistent_workers": workers > 0 and masks is not None,
             "pin_memory": torch.cuda.is_available(),
             "collate_fn": self.collator(masks),
             "generator": seeded("workers", self.seed),  # or every iteration would draw from the global one

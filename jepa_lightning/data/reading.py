@@ -146,6 +146,11 @@ class ReadingDataModule(JEPADataModule):
     def check(self, listing: Listing, index: int) -> None:
         """Decode a sample; raises whatever the decoder raises."""
 
+    @property
+    def title(self) -> str:
+        """Name of the source."""
+        return self.source.title
+
     def listing(self, split: Split) -> Listing:
         """The samples of a split, listed once."""
         if split not in self._listings:

@@ -49,6 +49,11 @@ class Listing(ABC):
 class Source(ABC):
     """Samples in up to three splits."""
 
+    @property
+    def title(self) -> str:
+        """Name of the data set, for tables and reports."""
+        return type(self).__name__
+
     def prepare(self) -> None:  # noqa: B027  # most sources have nothing to do
         """Download or render what is missing; called by one process of each machine, before ``split``."""
 
@@ -142,6 +147,11 @@ class ClassFolders(Source, Generic[F]):
 
     def __init__(self, root: str, holdout: float = 0.1) -> None:
         self.root, self.holdout = Path(root).expanduser(), holdout
+
+    @property
+    def title(self) -> str:
+        """``photos (Folder)``."""
+        return f"{self.root.resolve().name} ({type(self).__name__})"
 
     def split(self, split: Split) -> F:
         """The files of a split.
@@ -249,6 +259,11 @@ class Torchvision(ImageSource):
         if not {"train", "split"} & set(parameters):
             raise ValueError(f"torchvision.datasets has no image set with splits called {name!r}; try CIFAR10 or STL10")
         self.parameters = set(parameters)
+
+    @property
+    def title(self) -> str:
+        """``CIFAR10``."""
+        return self.name
 
     def prepare(self) -> None:
         """Download, if that was asked for."""

@@ -92,6 +92,11 @@ class Mixture(VideoSource):
             raise ValueError(f"weights must be {len(sources)} positive numbers, one for each source, got {weights}")
         self.sources, self.weights = sources, weights
 
+    @property
+    def title(self) -> str:
+        """The names of all sources."""
+        return " + ".join(source.title for source in self.sources)
+
     def prepare(self) -> None:
         """Whatever the sources need."""
         for source in self.sources:

@@ -143,6 +143,11 @@ class VideoList(VideoSource):
         self.holdout = holdout
         self._read: dict[str, list[Entry]] = {}
 
+    @property
+    def title(self) -> str:
+        """``kinetics.csv (VideoList)``."""
+        return f"{', '.join(path.name for path in self.lists['train'])} (VideoList)"
+
     def split(self, split: Split) -> ListedVideos:
         """The videos of a split.
 
@@ -276,6 +281,11 @@ class StillImages(VideoSource):
 
     def __init__(self, source: ImageSource) -> None:
         self.source = source
+
+    @property
+    def title(self) -> str:
+        """``photos (Folder), as clips``."""
+        return f"{self.source.title}, as clips"
 
     def prepare(self) -> None:
         """Whatever the images need."""

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from jepa_lightning.models import Encoder, frozen_copy
+from jepa_lightning.models import Encoder, VisionTransformer, frozen_copy
+from jepa_lightning.weights.description import describe_encoder
 from jepa_lightning.weights.file import File
 from jepa_lightning.weights.networks import Branch, Networks, family
 from jepa_lightning.weights.policy import CheckpointError
@@ -181,6 +182,10 @@ class Weights(ABC):
     def optimizer_state(self, module: Any) -> dict[str, Any] | None:
         """The state of the optimizer for a module that is set up for training; None without one."""
         return None
+
+    def describe(self, encoder: Encoder) -> dict[str, Any]:
+        """``{"class_path": ..., "init_args": {...}}``, from which the encoder of this file can be built."""
+        return describe_encoder(cast(VisionTransformer, encoder))
 
     def untrained(self, encoder: Encoder) -> Encoder:
         """The encoder as it was at initialisation: frozen, on the CPU.

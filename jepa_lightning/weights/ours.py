@@ -122,6 +122,10 @@ class Own(Weights):
         sizes = encoder_arguments(self.path, state, Hints(**{"rotary": "pos_embed" not in state, **known}))
         return {"class_path": "jepa_lightning.VisionTransformer", "init_args": _plain(sizes)}
 
+    def describe(self, encoder: Encoder) -> Description:
+        """As the configuration says it."""
+        return self.encoder_description
+
     def _network(self, branch: Branch) -> str:
         ema = self.two_encoders and any(name.startswith("target_encoder.") for name in self.state)
         return NETWORK_OF[branch] if ema else "encoder"

@@ -13,7 +13,7 @@ from jepa_lightning.callbacks import Probe
 from jepa_lightning.callbacks.config import CONFIG_KEY
 from jepa_lightning.checkpoint import AtomicCheckpointIO, build
 from jepa_lightning.data import ImageDataModule
-from jepa_lightning.methods import AttentiveProbe
+from jepa_lightning.probing import AttentiveProbe
 
 TrainerFactory = Callable[..., Trainer]
 CONSTANT = {"class_path": "jepa_lightning.schedules.Constant", "init_args": {"value": 0.5}}

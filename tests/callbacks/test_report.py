@@ -15,8 +15,8 @@ from jepa_lightning.evaluation.document import read
 from jepa_lightning.evaluation.intervals import wilson
 from jepa_lightning.evaluation.provenance import commit
 from jepa_lightning.masking import MaskedBatch
-from jepa_lightning.methods import LinearProbe
 from jepa_lightning.models.average_pool import AveragePool
+from jepa_lightning.probing import LinearProbe
 
 TrainerFactory = Callable[..., Trainer]
 CheckpointFactory = Callable[..., str]

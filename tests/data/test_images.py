@@ -12,6 +12,7 @@ from torch import Tensor
 
 from jepa_lightning.data import Folder, ImageDataModule
 from jepa_lightning.masking import MaskedBatch, MultiBlock
+from jepa_lightning.models import VisionTransformer
 
 
 def data_module(root: Path, **overrides: Any) -> ImageDataModule:
@@ -158,3 +159,11 @@ def test_non_square_images_get_masks_of_their_grid(image_folder: Path) -> None:
     masks: tuple[Tensor, Tensor] = batch.masks[0]
     assert batch.inputs.shape == (4, 3, 16, 48)
     assert max(int(mask.max()) for mask in masks) < 2 * 6
+
+
+def test_sizes_come_from_the_encoder_that_is_attached_where_there_is_no_trainer(image_folder: Path) -> None:
+    data = ImageDataModule(root=str(image_folder))
+    with pytest.raises(ValueError, match="no model to take img_size from: give img_size="):
+        data.size()
+    data.attach(VisionTransformer(img_size=48, patch_size=16, embed_dim=16, depth=1, num_heads=2))
+    assert (data.size(), data.grid()) == ((48, 48), (1, 3, 3))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jepa_lightning.data import Folder, Mixture, PyAVDecoder, StillImages, VideoFolder, VideoList
+from jepa_lightning.data import Folder, ImageDataModule, Mixture, PyAVDecoder, StillImages, VideoFolder, VideoList
 from jepa_lightning.data.sampler import Draw, EpochSampler
 from jepa_lightning.data.sources import Images, ImageSource, Split
 from jepa_lightning.data.video_sources import FileVideos, Still, Videos, VideoSource
@@ -310,3 +310,12 @@ def test_a_mixture_within_a_mixture_keeps_its_weights() -> None:
     outer = Mixture([inner, Named(["a"], train=[0] * 4)], [8.0, 1.0]).split("train")
     assert outer.shares == [(2, 6.0), (3, 2.0), (4, 1.0)]
     assert Mixture([Named(["a"], train=[0])]).split("train").shares is None
+
+
+def test_a_source_has_a_name_for_tables(tmp_path: Path) -> None:
+    photos, clips = Folder(str(tmp_path / "photos")), VideoFolder(str(tmp_path / "clips/"))
+    assert photos.title == "photos (Folder)"
+    assert StillImages(photos).title == "photos (Folder), as clips"
+    assert Mixture([clips, VideoList("lists/ssv2.csv")]).title == "clips (VideoFolder) + ssv2.csv (VideoList)"
+    assert ImageDataModule(source=photos).title == "photos (Folder)"
+    assert ImageDataModule().title == "DigitScenes"

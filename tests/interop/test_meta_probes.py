@@ -11,8 +11,8 @@ from torch import Tensor
 
 import jepa_lightning as jl
 from jepa_lightning.interop.meta_probes import MetaProbeIO, is_probe, load_probes
-from jepa_lightning.methods import AttentiveProbe
 from jepa_lightning.models.pooling import AttentiveClassifier
+from jepa_lightning.probing import AttentiveProbe
 
 Golden = Callable[[str], dict[str, Any]]
 FOLDER = Path(__file__).parent.parent / "golden"

@@ -14,7 +14,7 @@ from jepa_lightning.interop.meta_writer import write_meta
 from jepa_lightning.interop.opening import open_source
 from jepa_lightning.interop.source import functions
 from jepa_lightning.interop.timm import write_timm
-from jepa_lightning.methods import AttentiveProbe
+from jepa_lightning.probing import AttentiveProbe
 
 Content = dict[str, Any]
 SCHEDULE = {"class_path": "jepa_lightning.schedules.Constant", "init_args": {"value": 0.5}}

@@ -182,7 +182,7 @@ def section(kind: str, **arguments: Any) -> Namespace:
 def test_the_model_of_the_file_takes_the_place_of_that_of_the_configuration(meta: str) -> None:
     config = section("IJEPA")
     adopt(config, meta, fitting=False)
-    assert config.model.class_path == "jepa_lightning.methods.pretrained.PretrainedEncoder"
+    assert config.model.class_path == "jepa_lightning.probing.pretrained.PretrainedEncoder"
     assert config.model.init_args.checkpoint == meta
     assert config.ckpt_path is None
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from jepa_lightning.methods.classifier import Classifier
 from jepa_lightning.methods.groups import OptimizerFactory
 from jepa_lightning.models import Encoder
+from jepa_lightning.probing.classifier import Classifier, Group
 from jepa_lightning.schedules import Constant, Schedule, WarmupCosine
 
 
@@ -42,11 +43,10 @@ class FrozenProbe(Classifier):
         weight_decay_schedule: Schedule | None = None,
         optimizer: OptimizerFactory | None = None,
     ) -> None:
-        super().__init__(checkpoint, encoder, grid)
+        super().__init__(checkpoint, encoder, grid, optimizer or partial(AdamW, lr=0.0))
         self._fingerprint = _fingerprint(self.encoder)
         self.lr_schedule = lr_schedule or WarmupCosine(start=1.0, peak=1.0, final=0.0)
         self.weight_decay_schedule = weight_decay_schedule or Constant(1.0)
-        self.optimizer = optimizer or partial(AdamW, lr=0.0)
         self.strict_loading = False  # a checkpoint holds no encoder; that no head is missing is checked below
 
     @property
@@ -54,26 +54,25 @@ class FrozenProbe(Classifier):
         """What tables call its encoder."""
         return f"frozen encoder of {Path(self.checkpoint).name}"
 
+    @torch.no_grad()
+    def encode(self, inputs: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch tokens dim"]:
+        """Tokens of the frozen encoder."""
+        return cast(Tensor, self.encoder(inputs))
+
     # ------------------------------------------------------------------ optimisation
 
-    def configure_optimizers(self) -> Optimizer:
-        """Two groups for each head: matrices, which are decayed, and vectors."""
-        groups: list[dict[str, Any]] = []
-        for head in self.heads:
+    def trained(self) -> list[Group]:
+        """Two groups for each head: matrices and vectors."""
+        found = []
+        for head, (rate, decay) in zip(self.heads, self.grid, strict=True):
             parameters = list(head.parameters())
-            groups.append({"params": [p for p in parameters if p.ndim > 1], "decay": True})
-            groups.append({"params": [p for p in parameters if p.ndim <= 1], "decay": False})
-        return self.optimizer(groups)
+            found.append(Group([p for p in parameters if p.ndim > 1], rate, decay, True))
+            found.append(Group([p for p in parameters if p.ndim <= 1], rate, decay, False))
+        return found
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set every head's learning rate and weight decay from the step number."""
-        arguments = self.progress()
-        lr_factor, decay_factor = self.lr_schedule(*arguments), self.weight_decay_schedule(*arguments)
-        groups = cast(Optimizer, self.optimizers(use_pl_optimizer=False)).param_groups
-        for number, group in enumerate(groups):  # two for each head
-            rate, decay = self.grid[number // 2]
-            group["lr"], group["weight_decay"] = lr_factor * rate, decay_factor * decay * group["decay"]
-        self.log("schedule/lr_factor", lr_factor, batch_size=1)
+    def schedules(self) -> dict[str, Schedule]:
+        """What the learning rates and weight decays of the grid are multiplied by."""
+        return {"lr_factor": self.lr_schedule, "weight_decay_factor": self.weight_decay_schedule}
 
     def configure_gradient_clipping(
         self,

@@ -1,4 +1,4 @@
-"""Features of a clean split, computed once and served to the heads of a probe in place of images."""
+"""Features of the clean splits, computed once; the heads of a probe learn from them in place of images."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class CachedFeatures(Dataset[Sample]):
         return Sample(self.x[row], self.labels[row], self.index[row])
 
 
-def serve(module: Any, encode: Callable[[Tensor], Tensor], on_disk: bool) -> None:
-    """Let the data module of a trainer serve features of its training and validation split, clean, in place of images.
+def features_of_splits(module: Any, encode: Callable[[Tensor], Tensor], on_disk: bool) -> dict[str, CachedFeatures]:
+    """Features of the training and the validation split, clean.
 
     Args:
         module: The module that is about to train.
@@ -50,16 +50,14 @@ def serve(module: Any, encode: Callable[[Tensor], Tensor], on_disk: bool) -> Non
         on_disk: Keep them in files below the folder of the run, not in main memory.
 
     Raises:
-        ValueError: If the data module cannot serve them.
+        ValueError: If there is no data module of ours, or it draws its sources by weights.
     """
     trainer = module.trainer
-    data = trainer.datamodule
-    if not hasattr(data, "served") or data.shares() is not None:
-        raise ValueError(
-            f"cache: {type(data).__name__} "
-            + ("draws its sources by weights" if hasattr(data, "served") else "is no JEPADataModule")
-            + ", which a cache cannot do: leave it out"
-        )
+    data, found = trainer.datamodule, {}
+    ours = hasattr(data, "probe_dataloader")
+    if not ours or data.shares() is not None:
+        reason = "draws its sources by weights" if ours else "is no JEPADataModule"
+        raise ValueError(f"cache: {type(data).__name__} {reason}, which a cache cannot do: leave it out")
     folder = Path(trainer.log_dir or trainer.default_root_dir) / "features" if on_disk else None
     for split in ("train", "val"):
         options = {}
@@ -70,15 +68,14 @@ def serve(module: Any, encode: Callable[[Tensor], Tensor], on_disk: bool) -> Non
             continue
         begun = time.monotonic()
         with trainer.precision_plugin.forward_context():
-            cached = _cached(module, encode, loader, split, folder)
-        data.served[split] = cached
-        size = "x".join(str(side) for side in cached.x.shape)
+            found[split] = _cached(module, encode, loader, split, folder)
+        size = "x".join(str(side) for side in found[split].x.shape)
         where = f"in {folder}" if folder else "in main memory" + " of each process" * (world_size() > 1)
         rank_zero_info(
-            f"features of the {split} split: {size} numbers, {cached.x.numel() * 4 / 2**20:,.1f} MiB {where}, "
+            f"features of the {split} split: {size} numbers, {found[split].x.numel() * 4 / 2**20:,.1f} MiB {where}, "
             f"{time.monotonic() - begun:.0f} s, once"
         )
-    data.num_workers = 0  # nothing is left to decode
+    return found
 
 
 def _cached(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning import LightningDataModule, Trainer
+from lightning import Callback, LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 import jepa_lightning as jl
@@ -24,9 +24,9 @@ from jepa_lightning.data import (
 )
 from jepa_lightning.data.moving_digits import write_video
 from jepa_lightning.masking import MaskedBatch
-from jepa_lightning.methods import LinearProbe
 from jepa_lightning.models.average_pool import AveragePool
-from jepa_lightning.schedules import Constant
+from jepa_lightning.probing import LinearProbe
+from jepa_lightning.schedules import Constant, WarmupCosine
 
 TrainerFactory = Callable[..., Trainer]
 DataFactory = Callable[..., ImageDataModule]
@@ -56,12 +56,11 @@ def fitted(module: LinearProbe, data: Any, trainer: Trainer) -> LinearProbe:
 def test_features_of_every_clean_sample_are_served_in_its_place(
     cache: Any, checkpoint: str, coloured: DataFactory, quiet_trainer: TrainerFactory, tmp_path: Path
 ) -> None:
-    data = coloured()
-    fitted(probe(checkpoint, cache=cache), data, quiet_trainer(max_epochs=1))
+    module = fitted(probe(checkpoint, cache=cache), coloured(), quiet_trainer(max_epochs=1))
     encoder, plain = jl.load_encoder(checkpoint), coloured(img_size=16, patch_size=8)
     for split, size in {"train": 36, "val": 12}.items():
-        samples, served = plain.dataset(split, augment=False), data.served[split]
-        assert len(served) == size  # type: ignore[arg-type]
+        samples, served = plain.dataset(split, augment=False), module.cached[split]
+        assert len(served) == size
         images = plain.normalize(torch.stack([samples[n].inputs for n in range(size)]))
         found = torch.stack([served[n].inputs for n in range(size)])
         torch.testing.assert_close(found[:, 0], encoder(images).mean(dim=1), rtol=0, atol=1e-5)
@@ -101,10 +100,10 @@ def test_each_sample_is_encoded_once_however_many_epochs_there_are(
 
 def test_augmentation_is_left_out(checkpoint: str, image_folder: Path, quiet_trainer: TrainerFactory) -> None:
     data = ImageDataModule(Folder(str(image_folder)), masks=None, batch_size=8, num_workers=0)
-    fitted(probe(checkpoint, cache="memory"), data, quiet_trainer(max_epochs=1))
+    module = fitted(probe(checkpoint, cache="memory"), data, quiet_trainer(max_epochs=1))
     image = data.normalize(data.dataset("train", augment=False)[4].inputs.unsqueeze(0))
     expected = jl.load_encoder(checkpoint)(image).mean(dim=1)
-    torch.testing.assert_close(data.served["train"][4].inputs, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(module.cached["train"][4].inputs, expected, rtol=0, atol=1e-5)
 
 
 def test_a_file_that_cannot_be_decoded_is_left_out(
@@ -115,8 +114,8 @@ def test_a_file_that_cannot_be_decoded_is_left_out(
     damaged.write_bytes(b"no image")
     data = ImageDataModule(root=str(tmp_path / "mine"), masks=None, batch_size=6, num_workers=0)
     with pytest.warns(UserWarning, match=f"cannot decode .*{damaged.name}"):
-        fitted(probe(checkpoint, cache="memory"), data, quiet_trainer(max_epochs=1))
-    served: Any = data.served["train"]
+        module = fitted(probe(checkpoint, cache="memory"), data, quiet_trainer(max_epochs=1))
+    served = module.cached["train"]
     assert served.index == [n for n in range(36) if n != 7]
     assert len(served) == len(served.x) == len(served.labels) == 35
 
@@ -129,8 +128,32 @@ def test_heads_of_a_cached_training_are_validated_on_images(
     trainer.save_checkpoint(tmp_path / "p.ckpt")
     again, data = probe(checkpoint, cache="memory", lr=[0.3]), coloured()
     (found,) = quiet_trainer().validate(again, data, tmp_path / "p.ckpt", verbose=False, weights_only=True)
-    assert data.served == {}
+    assert again.cached == {}
     assert found["val/top1"] == trainer.callback_metrics["val/top1"] == 1.0
+
+
+class Stop(Callback):
+    """Saves in the middle of an epoch."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer: Trainer, *rest: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_run_that_is_resumed_in_the_middle_of_an_epoch_ends_bit_for_bit_where_it_would_have_ended(
+    checkpoint: str, coloured: DataFactory, quiet_trainer: TrainerFactory, tmp_path: Path
+) -> None:
+    options = {"cache": "memory", "lr_schedule": WarmupCosine(start=0.5, peak=1.0, final=0.0)}
+    whole, resumed = probe(checkpoint, **options), probe(checkpoint, **options)
+    fitted(whole, coloured(), quiet_trainer(max_epochs=3, callbacks=[Stop(8, tmp_path / "middle.ckpt")]))
+    trainer = quiet_trainer(max_epochs=3)
+    trainer.fit(resumed, datamodule=coloured(), ckpt_path=tmp_path / "middle.ckpt", weights_only=True)
+    assert trainer.global_step == 3 * 6
+    for name, tensor in whole.heads.state_dict().items():
+        assert torch.equal(resumed.heads.state_dict()[name], tensor), name
 
 
 @pytest.fixture(scope="module")
@@ -152,11 +175,11 @@ def test_of_videos_all_clips_and_views_are_served(
         inputs=ClipFormat(views=3), batch_size=3, num_workers=0,
     )  # fmt: skip
     module = fitted(probe(path, cache="memory"), data, quiet_trainer(max_epochs=1))
-    assert data.served["train"][0].inputs.shape == (2, 16)
-    assert data.served["val"][0].inputs.shape == (6, 16)
+    assert module.cached["train"][0].inputs.shape == (2, 16)
+    assert module.cached["val"][0].inputs.shape == (6, 16)
     clips = data.normalize(data.clip_dataset("val", 2, 3)[1].inputs.unsqueeze(0))
     expected = torch.cat([module.encode(clips[:, n]).mean(dim=1) for n in range(6)])
-    torch.testing.assert_close(data.served["val"][1].inputs, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(module.cached["val"][1].inputs, expected, rtol=0, atol=1e-5)
     assert module.found is not None
     assert module.found.samples == 3
 

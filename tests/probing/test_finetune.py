@@ -14,9 +14,10 @@ from torch.optim import AdamW
 import jepa_lightning as jl
 from jepa_lightning.checkpoint import read
 from jepa_lightning.data import ImageDataModule
+from jepa_lightning.interop.description import build_encoder
 from jepa_lightning.masking import MaskedBatch
-from jepa_lightning.methods import FineTune
 from jepa_lightning.models.layers import DropPath
+from jepa_lightning.probing import FineTune
 from jepa_lightning.schedules import Constant, WarmupCosine
 
 TrainerFactory = Callable[..., Trainer]
@@ -53,13 +54,14 @@ def layer_of(name: str) -> int:
 def test_each_parameter_learns_once_at_the_rate_of_its_layer(checkpoint: str) -> None:
     module = with_head(finetune(checkpoint, layer_decay=0.6))
     names = {parameter: name.removeprefix("encoder.") for name, parameter in module.named_parameters()}
-    groups = module.configure_optimizers().param_groups
-    placed = [parameter for group in groups for parameter in group["params"]]
+    groups = module.trained()
+    placed = [parameter for group in module.configure_optimizers().param_groups for parameter in group["params"]]
+    assert placed == [parameter for group in groups for parameter in group.parameters]
     assert sorted(names[p] for p in placed) == sorted(names[p] for p in names if p.requires_grad)
     for group in groups:
-        for parameter in group["params"]:
-            assert group["scale"] == pytest.approx(0.6 ** (DEPTH + 1 - layer_of(names[parameter]))), names[parameter]
-            assert group["decay"] == (parameter.ndim > 1), names[parameter]
+        for parameter in group.parameters:
+            assert group.lr == pytest.approx(0.6 ** (DEPTH + 1 - layer_of(names[parameter]))), names[parameter]
+            assert group.decay == (parameter.ndim > 1), names[parameter]
     assert {layer_of(name) for name in names.values()} == set(range(DEPTH + 2))
 
 
@@ -219,3 +221,16 @@ def test_heads_of_other_classes_are_refused(
     other = ImageDataModule(root=str(image_folder), masks=None, batch_size=4, num_workers=0)
     with pytest.raises(ValueError, match="trained on the classes 3, the data have 2: give the data that they were"):
         quiet_trainer().validate(finetune(checkpoint), other, tmp_path / "f.ckpt", verbose=False, weights_only=True)
+
+
+def test_a_checkpoint_describes_its_encoder_so_that_it_can_be_built_without_another_file(
+    checkpoint: str, coloured: DataFactory, quiet_trainer: TrainerFactory, tmp_path: Path
+) -> None:
+    module, trainer = finetune(checkpoint), quiet_trainer(max_epochs=1, limit_train_batches=1)
+    trainer.fit(module, datamodule=coloured())
+    trainer.save_checkpoint(tmp_path / "f.ckpt")
+    states = read(tmp_path / "f.ckpt")["state_dict"]
+    encoder = build_encoder(tmp_path / "f.ckpt", states["_extra_state"]["encoder"])
+    encoder.load_state_dict({n.removeprefix("encoder."): v for n, v in states.items() if n.startswith("encoder.")})
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(encoder.eval()(images), module.cpu().encode(images))

@@ -13,16 +13,35 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from jepa_lightning.distributed import gather_rows, replicate, shard, sum_over_processes, world_size
 from jepa_lightning.masking import MaskedBatch
 from jepa_lightning.methods.base import Method
+from jepa_lightning.methods.groups import OptimizerFactory
 from jepa_lightning.models import Encoder
+from jepa_lightning.schedules import Schedule
 
 UNKNOWN = -1
 """Which sample it is, where its data set does not tell."""
 Tasks = list[tuple[str, int]]
 """Name and number of classes of each label."""
+
+
+class Group(NamedTuple):
+    """Parameters that are trained alike.
+
+    Attributes:
+        parameters: The parameters.
+        lr: Factor of the learning rate.
+        weight_decay: Factor of the weight decay.
+        decay: Whether they are decayed at all: matrices are, vectors are not.
+    """
+
+    parameters: list[nn.Parameter]
+    lr: float
+    weight_decay: float
+    decay: bool
 
 
 class Found(NamedTuple):
@@ -49,12 +68,16 @@ class Classifier(Method):
         checkpoint: Where the encoder comes from.
         encoder: The encoder.
         grid: Learning rate and weight decay of each head.
+        optimizer: Makes the optimizer of groups of parameters.
     """
 
     label_smoothing = 0.0
 
-    def __init__(self, checkpoint: str, encoder: Encoder, grid: Sequence[tuple[float, float]]) -> None:
+    def __init__(
+        self, checkpoint: str, encoder: Encoder, grid: Sequence[tuple[float, float]], optimizer: OptimizerFactory
+    ) -> None:
         super().__init__()
+        self.optimizer = optimizer
         self.checkpoint, self.encoder, self.grid = checkpoint, encoder, list(grid)
         self.heads = nn.ModuleList()
         self.tasks: Tasks = []
@@ -129,6 +152,30 @@ class Classifier(Method):
     def predict_step(self, batch: MaskedBatch, batch_idx: int) -> Float[Tensor, "batch dim"]:
         """Features: what the heads read, averaged, also over clips and views."""
         return self.tokens(batch.inputs).flatten(1, -2).mean(dim=1)
+
+    # ------------------------------------------------------------------ optimisation
+
+    @abstractmethod
+    def trained(self) -> list[Group]:
+        """Everything that is trained; the order of the groups is that of the optimizer's, also in checkpoints."""
+
+    @abstractmethod
+    def schedules(self) -> dict[str, Schedule]:
+        """Learning rate and weight decay by optimizer step, in this order, by the names that logs give them."""
+
+    def configure_optimizers(self) -> Optimizer:
+        """The optimizer of all groups."""
+        return self.optimizer([{"params": group.parameters, "decay": group.decay} for group in self.trained()])
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set learning rate and weight decay of every group from the step number."""
+        values = {name: schedule(*self.progress()) for name, schedule in self.schedules().items()}
+        lr, weight_decay = values.values()
+        groups = cast(Optimizer, self.optimizers(use_pl_optimizer=False)).param_groups
+        for settings, group in zip(groups, self.trained(), strict=True):
+            settings["lr"] = lr * group.lr
+            settings["weight_decay"] = weight_decay * group.weight_decay * group.decay
+        self.log_dict({f"schedule/{name}": value for name, value in values.items()}, batch_size=1)
 
     # ------------------------------------------------------------------ checkpoints
 

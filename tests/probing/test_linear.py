@@ -19,8 +19,8 @@ from jepa_lightning.callbacks.config import CONFIG_KEY
 from jepa_lightning.checkpoint import build, read
 from jepa_lightning.lars import LARS
 from jepa_lightning.masking import MaskedBatch
-from jepa_lightning.methods import LinearProbe
 from jepa_lightning.models.average_pool import PIXEL_FEATURES, AveragePool, raw_pixels
+from jepa_lightning.probing import LinearProbe
 from jepa_lightning.schedules import Constant, StepDecay
 
 TrainerFactory = Callable[..., Trainer]

@@ -22,9 +22,9 @@ from jepa_lightning.checkpoint import AtomicCheckpointIO, build, load
 from jepa_lightning.data import ClipFormat, ClipSampler, VideoDataModule
 from jepa_lightning.data.moving_digits import write_video
 from jepa_lightning.masking import MaskCollator, MaskedBatch
-from jepa_lightning.methods import AttentiveProbe
-from jepa_lightning.methods.classifier import at_the_edge
 from jepa_lightning.models.pooling import AttentiveClassifier
+from jepa_lightning.probing import AttentiveProbe
+from jepa_lightning.probing.classifier import at_the_edge
 from jepa_lightning.schedules import Constant
 
 TrainerFactory = Callable[..., Trainer]
@@ -561,7 +561,7 @@ def test_a_checkpoint_holds_no_encoder_and_loads_to_the_same_logits(
     schedule = {"class_path": "jepa_lightning.schedules.Constant", "init_args": {"value": 1.0}}
     arguments = {"checkpoint": checkpoint, "num_heads": 2, "lr": [1e-2, 3e-2], "weight_decay": [0.1]}
     config = {
-        "class_path": "jepa_lightning.methods.AttentiveProbe",
+        "class_path": "jepa_lightning.probing.AttentiveProbe",
         "init_args": {**arguments, "lr_schedule": schedule},
     }
     torch.save({**content, CONFIG_KEY: yaml.safe_dump({"model": config})}, path)
@@ -584,7 +584,7 @@ def test_heads_find_an_encoder_that_moved_with_them_or_say_where_they_looked(
     trainer.fit(module, datamodule=Batches([batch()]))
     trainer.save_checkpoint(path)
     arguments = {"checkpoint": "runs/a.ckpt", "num_heads": 2, "lr": [1e-2], "weight_decay": [0.1]}
-    config = {"class_path": "jepa_lightning.methods.AttentiveProbe", "init_args": arguments}
+    config = {"class_path": "jepa_lightning.probing.AttentiveProbe", "init_args": arguments}
     content = {**torch.load(path, weights_only=True), CONFIG_KEY: yaml.safe_dump({"model": config})}
     torch.save(content, path)
     (tmp_path / "old").rename(tmp_path / "new")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jepa_lightning import weights
 from jepa_lightning.masking import MaskedBatch
 from jepa_lightning.methods.base import Method
+from jepa_lightning.weights import Branch, Hints
 
 
 class PretrainedEncoder(Method):
@@ -26,13 +28,11 @@ class PretrainedEncoder(Method):
     def __init__(
         self,
         checkpoint: str,
-        branch: Literal["target", "context"] = "target",
-        overrides: dict[str, Any] | None = None,
+        branch: Branch = "target",
+        overrides: Hints | None = None,
     ) -> None:
         super().__init__()
-        from jepa_lightning.loading import load_encoder
-
-        self.checkpoint, self.encoder = checkpoint, load_encoder(checkpoint, branch, **(overrides or {}))
+        self.checkpoint, self.encoder = checkpoint, weights.open(checkpoint).networks(branch, hints=overrides).encoder
 
     @property
     def title(self) -> str:

@@ -17,15 +17,17 @@ learns what it would learn alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jepa_lightning.methods.frozen import FrozenProbe, grid_of
+from jepa_lightning import weights
 from jepa_lightning.models.pooling import AttentiveClassifier
+from jepa_lightning.probing.frozen import FrozenProbe, grid_of
 from jepa_lightning.schedules import Schedule
+from jepa_lightning.weights import Branch, Hints
 
 
 class AttentiveProbe(FrozenProbe):
@@ -35,7 +37,7 @@ class AttentiveProbe(FrozenProbe):
     probabilities over what is predicted separately.
 
     Args:
-        checkpoint: The pretrained model, in any layout that ``load_encoder`` reads.
+        checkpoint: The pretrained model, in any format that ``load_encoder`` reads.
         branch: Which of its encoders: ``target`` (EMA, as the papers) or ``context``.
         out_layers: Blocks, from 0, whose tokens are read together; null for the last one's.
         depth: Layers of a head (V-JEPA 1, V-JEPA 2: 4).
@@ -51,7 +53,7 @@ class AttentiveProbe(FrozenProbe):
     def __init__(
         self,
         checkpoint: str,
-        branch: Literal["target", "context"] = "target",
+        branch: Branch = "target",
         out_layers: Sequence[int] | None = None,
         depth: int = 1,
         num_heads: int = 16,
@@ -60,11 +62,9 @@ class AttentiveProbe(FrozenProbe):
         lr_schedule: Schedule | None = None,
         weight_decay_schedule: Schedule | None = None,
         attend_across_clips: bool = False,
-        overrides: dict[str, Any] | None = None,
+        overrides: Hints | None = None,
     ) -> None:
-        from jepa_lightning.loading import load_encoder
-
-        encoder = load_encoder(checkpoint, branch, **(overrides or {}))
+        encoder = weights.open(checkpoint).networks(branch, hints=overrides).encoder
         super().__init__(checkpoint, encoder, grid_of(lr, weight_decay), lr_schedule, weight_decay_schedule)
         self.out_layers = None if out_layers is None else list(out_layers)
         self.depth, self.num_heads = depth, num_heads
@@ -92,7 +92,7 @@ class AttentiveProbe(FrozenProbe):
     def encode(self, inputs: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch tokens dim"]:
         """Tokens of the frozen encoder; those of several blocks one after the other."""
         if self.out_layers is None:
-            return cast(Tensor, self.encoder(inputs))
+            return super().encode(inputs)
         return torch.cat(self.encoder(inputs, out_layers=self.out_layers), dim=1)
 
     def tokens(self, inputs: Tensor) -> Tensor:

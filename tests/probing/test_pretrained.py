@@ -11,7 +11,7 @@ from lightning import Trainer
 import jepa_lightning as jl
 from jepa_lightning.data import ImageDataModule
 from jepa_lightning.masking import MaskedBatch
-from jepa_lightning.methods import PretrainedEncoder
+from jepa_lightning.probing import PretrainedEncoder
 
 HEADS = {"num_heads": 4}
 

@@ -17,24 +17,27 @@ and a learning rate that falls by a factor from each layer to the one before it 
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from functools import partial
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW
 
-from jepa_lightning.methods.classifier import Classifier
+from jepa_lightning import weights
 from jepa_lightning.models import Encoder, evaluating
 from jepa_lightning.models.layers import DropPath
+from jepa_lightning.probing.classifier import Classifier, Group
 from jepa_lightning.schedules import Constant, Schedule
+from jepa_lightning.weights import Branch, Hints
 
 
 class FineTune(Classifier):
     """An encoder and a linear head on the average of its tokens, trained together; images and clips.
 
     Args:
-        checkpoint: The pretrained model, in any layout that ``load_encoder`` reads.
+        checkpoint: The pretrained model, in any format that ``load_encoder`` reads.
         lr: Learning rate of the head by optimizer step.
         branch: Which encoder it begins with: ``target`` (EMA, as the paper) or ``context``.
         overrides: What the checkpoint does not say of its encoder: num_heads, img_size, num_frames.
@@ -49,27 +52,26 @@ class FineTune(Classifier):
         self,
         checkpoint: str,
         lr: Schedule,
-        branch: Literal["target", "context"] = "target",
-        overrides: dict[str, Any] | None = None,
+        branch: Branch = "target",
+        overrides: Hints | None = None,
         weight_decay: Schedule | None = None,
         layer_decay: float = 0.75,
         drop_path: float = 0.0,
         label_smoothing: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
-        from jepa_lightning.loading import load_encoder
-
         if not 0 < layer_decay <= 1 or not 0 <= label_smoothing < 1:
             raise ValueError(
                 f"layer_decay must be above 0 and at most 1, label_smoothing from 0 to below 1, got {layer_decay} and "
                 f"{label_smoothing}"
             )
-        encoder = load_encoder(checkpoint, branch, **(overrides or {})).requires_grad_(True).train()
-        super().__init__(checkpoint, encoder, [(0.0, 0.0)])
+        opened = weights.open(checkpoint)
+        encoder = opened.networks(branch, hints=overrides).encoder.requires_grad_(True).train()
+        super().__init__(checkpoint, encoder, [(0.0, 0.0)], partial(AdamW, lr=0.0, betas=betas))
         _set_drop_path(encoder, drop_path)
+        self.description = opened.describe(encoder)
         self.lr, self.weight_decay = lr, weight_decay or Constant(0.05)
         self.layer_decay, self.drop_path, self.label_smoothing = layer_decay, drop_path, label_smoothing
-        self.betas = betas
 
     def new_heads(self, outputs: int) -> list[nn.Module]:
         """One linear layer, near zero, so that the first steps leave the encoder as it is."""
@@ -94,6 +96,10 @@ class FineTune(Classifier):
         """How the results were made, for a report."""
         return ["Fine-tuning: all layers and a linear head on averaged tokens learn.", *super().sentences()]
 
+    def get_extra_state(self) -> dict[str, Any]:
+        """What the outputs of a head mean, and what the encoder is, so that no other file is needed to build it."""
+        return {**super().get_extra_state(), "encoder": self.description}
+
     # ------------------------------------------------------------------ features
 
     @torch.no_grad()
@@ -110,16 +116,16 @@ class FineTune(Classifier):
 
     # ------------------------------------------------------------------ optimisation
 
-    def configure_optimizers(self) -> Optimizer:
-        """AdamW with two groups for each layer: matrices, which are decayed, and vectors."""
+    def trained(self) -> list[Group]:
+        """Two groups for each layer: matrices, which are decayed, and vectors."""
         groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for parameter, scale in self.scales():
             groups.setdefault((scale, parameter.ndim > 1), []).append(parameter)
-        return AdamW(
-            [{"params": found, "scale": scale, "decay": decay} for (scale, decay), found in groups.items()],
-            lr=0.0,
-            betas=self.betas,
-        )
+        return [Group(found, scale, 1.0, decay) for (scale, decay), found in groups.items()]
+
+    def schedules(self) -> dict[str, Schedule]:
+        """Learning rate of the head, and weight decay."""
+        return {"lr": self.lr, "weight_decay": self.weight_decay}
 
     def scales(self) -> list[tuple[nn.Parameter, float]]:
         """Each parameter, and by what its learning rate is multiplied.
@@ -136,14 +142,6 @@ class FineTune(Classifier):
                 steps = 0 if name.startswith("norm.") or not depth else depth + 1
             found.append((parameter, self.layer_decay**steps))
         return found
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set learning rates and weight decay from the step number."""
-        arguments = self.progress()
-        lr, decay = self.lr(*arguments), self.weight_decay(*arguments)
-        for group in cast(Optimizer, self.optimizers(use_pl_optimizer=False)).param_groups:
-            group["lr"], group["weight_decay"] = lr * group["scale"], decay * group["decay"]
-        self.log_dict({"schedule/lr": lr, "schedule/weight_decay": decay}, batch_size=1)
 
 
 def _set_drop_path(encoder: Encoder, rate: float) -> None:

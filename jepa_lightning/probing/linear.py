@@ -27,12 +27,14 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from jepa_lightning import weights
 from jepa_lightning.masking import seeded
-from jepa_lightning.methods.feature_cache import serve
-from jepa_lightning.methods.frozen import FrozenProbe, grid_of
 from jepa_lightning.methods.groups import OptimizerFactory
 from jepa_lightning.models.average_pool import PIXEL_FEATURES, AveragePool, pooled, raw_pixels
+from jepa_lightning.probing.feature_cache import CachedFeatures, features_of_splits
+from jepa_lightning.probing.frozen import FrozenProbe, grid_of
 from jepa_lightning.schedules import Schedule
+from jepa_lightning.weights import Branch, Hints
 
 TRAINED, UNTRAINED, PIXELS = "trained", "random initialisation", "raw pixels"
 
@@ -81,7 +83,7 @@ class LinearProbe(FrozenProbe):
     """Linear classifiers on averaged features of a frozen encoder; images and clips, one label or several.
 
     Args:
-        checkpoint: The pretrained model, in any layout that ``load_encoder`` reads.
+        checkpoint: The pretrained model, in any format that ``load_encoder`` reads.
         branch: Which of its encoders: ``target`` (EMA, as the paper) or ``context``.
         overrides: What the checkpoint does not say of its encoder: num_heads, img_size, num_frames.
         features: What is averaged; there are heads for each.
@@ -98,8 +100,8 @@ class LinearProbe(FrozenProbe):
     def __init__(
         self,
         checkpoint: str,
-        branch: Literal["target", "context"] = "target",
-        overrides: dict[str, Any] | None = None,
+        branch: Branch = "target",
+        overrides: Hints | None = None,
         features: Sequence[AveragePool] = (AveragePool(1), AveragePool(4)),
         batch_norm: Sequence[bool] = (False, True),
         lr: Sequence[float] = (0.01, 0.05, 0.001),
@@ -109,9 +111,8 @@ class LinearProbe(FrozenProbe):
         cache: Literal["memory", "disk"] | None = None,
         baselines: bool = True,
     ) -> None:
-        from jepa_lightning.probing_bridge import load_encoder, untrained_encoder
-
-        encoder = load_encoder(checkpoint, branch, **(overrides or {}))
+        opened = weights.open(checkpoint)
+        encoder = opened.networks(branch, hints=overrides).encoder
         self.kinds, self.norms, self.points = list(features), list(batch_norm), grid_of(lr, weight_decay)
         if not self.kinds or not self.norms:
             raise ValueError(f"features {self.kinds} and batch_norm {self.norms} make no head: give one of each")
@@ -119,8 +120,10 @@ class LinearProbe(FrozenProbe):
         grid = self.points * len(self.norms) * len(self.parts)
         super().__init__(checkpoint, encoder, grid, lr_schedule, optimizer=optimizer)
         self.branch, self.baselines, self.cache = branch, baselines, cache
+        self.cached: dict[str, CachedFeatures] = {}
+        """What the data module serves in place of the samples of a split."""
         if baselines:
-            self.untrained = untrained_encoder(checkpoint, encoder)
+            self.untrained = opened.untrained(encoder)
         self.register_buffer("best_of_group", torch.zeros(len(self.groups()), dtype=torch.long))
 
     # ------------------------------------------------------------------ heads, ordered by part, norm and grid
@@ -194,11 +197,6 @@ class LinearProbe(FrozenProbe):
     # ------------------------------------------------------------------ features
 
     @torch.no_grad()
-    def encode(self, inputs: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch tokens dim"]:
-        """Tokens of the frozen encoder."""
-        return cast(Tensor, self.encoder(inputs))
-
-    @torch.no_grad()
     def features(self, inputs: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch features"]:
         """What the heads read, those of all parts one after the other."""
         found = pooled(self.encoder, inputs, self.kinds)
@@ -222,7 +220,7 @@ class LinearProbe(FrozenProbe):
     def on_fit_start(self) -> None:
         """Compute the features once, if that is wanted."""
         if self.cache is not None and not cast(Any, self.trainer).fast_dev_run:
-            serve(self, self.tokens, on_disk=self.cache == "disk")
+            self.cached = features_of_splits(self, self.tokens, on_disk=self.cache == "disk")
 
 
 def _parts(embed_dim: int, kinds: Sequence[AveragePool], baselines: bool) -> list[Part]:
