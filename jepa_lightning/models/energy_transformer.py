@@ -99,13 +99,6 @@ class EnergyAttention(nn.Module):
         force = F.linear(pulls if packing is None else packing.pack(pulls), self.qk.weight.t())
         return force, None if free is None else self._energy(free, alone, packing).detach()
 
-    def energy(
-        self, g: Float[Tensor, "batch tokens dim"], rotation: Rotation | None = None, packing: Packing | None = None
-    ) -> Float[Tensor, ""]:
-        """The energy of all sequences together, with gradient."""
-        _, _, scores, alone = self._scores(g, rotation, packing)
-        return self._energy(scores.logsumexp(dim=-1), alone, packing)
-
     def _scores(
         self, g: Tensor, rotation: Rotation | None, packing: Packing | None
     ) -> tuple[Tensor, Tensor, Tensor, Bool[Tensor, "batch 1 tokens 1"] | None]:
@@ -157,10 +150,6 @@ class HopfieldNetwork(nn.Module, ABC):
         hidden = self.xi(g)
         force = F.linear(self.answer(hidden), self.xi.weight.t())
         return force, -self.lagrangian(hidden.detach()).detach() if measured else None
-
-    def energy(self, g: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, ""]:
-        """The energy of all tokens together, with gradient."""
-        return -self.lagrangian(self.xi(g))
 
     @abstractmethod
     def lagrangian(self, hidden: Float[Tensor, "batch tokens memories"]) -> Float[Tensor, ""]:
@@ -291,9 +280,3 @@ class EnergyTransformer(nn.Module):
         attended, first = self.attn(g, rotation, packing, measured)
         recalled, second = self.hopfield(g, measured)
         return x + self.alpha * (attended + recalled), None if first is None else first + second
-
-    def energy(
-        self, g: Float[Tensor, "batch tokens dim"], rotation: Rotation | None = None, packing: Packing | None = None
-    ) -> Float[Tensor, ""]:
-        """The energy of normalised tokens, of all sequences together, with gradient."""
-        return self.attn.energy(g, rotation, packing) + self.hopfield.energy(g)
