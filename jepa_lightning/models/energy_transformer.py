@@ -41,7 +41,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from jepa_lightning.models.layers import Trunk, check_numbers
+from jepa_lightning.models.layers import Trunk, layer_numbers
 from jepa_lightning.models.packing import Packing
 from jepa_lightning.models.positions import Rotation, rotate, rotate_back
 
@@ -226,12 +226,12 @@ class EnergyBlocks(Trunk):
         blocks: nn.ModuleList,
         x: Float[Tensor, "batch tokens dim"],
         rotation: Rotation | None = None,
-        out_layers: Sequence[int] = (),
         packing: Packing | None = None,
-    ) -> tuple[Float[Tensor, "batch tokens dim"], list[Tensor]]:
+        layers: Sequence[int] | None = None,
+    ) -> list[Float[Tensor, "batch tokens dim"]]:
         """All steps; the energies are measured in training only."""
         block = cast(EnergyTransformer, blocks[0])
-        check_numbers(out_layers, block.steps)
+        numbers = layer_numbers(layers, block.steps)
         again = self.checkpoint_activations and blocks.training and torch.is_grad_enabled()
         kept: dict[int, Tensor] = {}
         energies = []
@@ -239,11 +239,11 @@ class EnergyBlocks(Trunk):
             arguments = (x, rotation, packing, blocks.training)
             x, energy = checkpoint(block, *arguments, use_reentrant=False) if again else block(*arguments)
             energies.append(energy)
-            if number in out_layers:
+            if number in numbers:
                 kept[number] = x
         if blocks.training:
             block.energies = torch.stack(energies) / x[..., 0].numel()
-        return x, [kept[number] for number in out_layers]
+        return [kept[number] for number in numbers]
 
     def diagnostics(self, blocks: nn.ModuleList) -> dict[str, Tensor]:
         """Energy of a token before each step, averaged over all tokens of the last pass in training."""

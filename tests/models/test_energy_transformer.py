@@ -179,12 +179,12 @@ def test_layers_are_the_states_after_steps(tiny_encoder: EncoderFactory, positio
     encoder, images, context = build(depth=3), torch.randn(2, 3, 32, 32), torch.tensor([[4, 9], [1, 15]])
     shorter = build(depth=1)
     shorter.load_state_dict(encoder.state_dict())
-    last, first = encoder(images, context, out_layers=[2, 0])
+    last, first = encoder(images, context, layers=[2, 0])
     torch.testing.assert_close(first, shorter(images, context), rtol=0, atol=1e-6)
     torch.testing.assert_close(last, encoder(images, context), rtol=0, atol=1e-6)
     assert (last - first).abs().max() > 1e-3
-    with pytest.raises(ValueError, match=r"out_layers \[3\] of 3 blocks: use numbers from 0 to 2"):
-        encoder(images, out_layers=[3])
+    with pytest.raises(ValueError, match=r"layers \[3\] of 3 blocks: use numbers from 0 to 2"):
+        encoder(images, layers=[3])
 
 
 @pytest.mark.parametrize("hopfield", HOPFIELD)
