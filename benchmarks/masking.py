@@ -44,7 +44,7 @@ class Row(NamedTuple):
 def ours(batch_size: int, compat: bool = False) -> Row:
     """Our collator, whose masks follow from the position of the first sample."""
     return Row(
-        MaskCollator(MultiBlock(IMAGE_SIZE // PATCH_SIZE, min_keep=10, compat=compat), collate=torch.tensor),
+        MaskCollator(MultiBlock(IMAGE_SIZE // PATCH_SIZE, min_keep=10, compat=compat)),
         lambda step: [Sample(0, 0, batch_size * step + i, 0, step) for i in range(batch_size)],
     )
 

@@ -149,17 +149,104 @@ def test_plain_parts_do_not_name_lightning(part: str) -> None:
                 and name.split(".")[0] != ROOT]  # fmt: skip
 
 
-def test_importing_the_plain_parts_does_not_import_lightning() -> None:
+@pytest.mark.parametrize("unwanted", ["lightning", "torch.distributed.tensor"])
+def test_importing_the_plain_parts_imports_neither_lightning_nor_dtensor(unwanted: str) -> None:
     parts = [part for part in WITHOUT_LIGHTNING if exists(part)]
     assert {"models", "masking"} <= set(parts)
     lines = [f"import {ROOT}.{part}" for part in parts]
-    code = "; ".join([*lines, "import sys", "assert 'lightning' not in sys.modules, 'lightning was imported'"])
+    code = "; ".join([*lines, "import sys", f"assert {unwanted!r} not in sys.modules, 'it was imported'"])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 
 
 def test_nobody_imports_the_old_name_of_lightning() -> None:
     assert not [label(path) for path in FILES for name in imports(path) if name.startswith("pytorch_lightning")]
+
+
+# ---------------------------------------------------------------------- circles
+
+
+def graph_of(files: list[Path]) -> dict[str, set[str]]:
+    """Which modules each module imports, also inside functions; a name taken from a package counts as the package."""
+    modules = {module_of(path) for path in files}
+    return {module_of(path): ours(path) & modules - {module_of(path)} for path in files}
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """A shortest round trip in each strongly connected component with more than one module (Tarjan 1972)."""
+    number: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(module: str) -> None:
+        number[module] = lowest[module] = len(number)
+        stack.append(module)
+        for other in sorted(graph[module]):
+            if other not in number:
+                visit(other)
+            if other in stack:
+                lowest[module] = min(lowest[module], lowest[other])
+        if lowest[module] == number[module]:
+            place = stack.index(module)
+            found.append(stack[place:])
+            del stack[place:]
+
+    for module in sorted(graph):
+        if module not in number:
+            visit(module)
+    return [round_trip(graph, set(component)) for component in found if len(component) > 1]
+
+
+def round_trip(graph: dict[str, set[str]], component: set[str]) -> list[str]:
+    """A shortest way from the first module of a component back to it."""
+    start = min(component)
+    ways = [[start]]
+    for way in ways:  # grows while it is read: breadth first
+        for other in sorted(graph[way[-1]] & component):
+            if other == start:
+                return [*way, start]
+            if all(other not in earlier for earlier in ways):
+                ways.append([*way, other])
+    raise AssertionError(f"{start} is in no circle")
+
+
+def test_a_circle_is_found_and_shown_as_a_round_trip() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"d", "a"}, "d": {"e"}, "e": {"d"}, "f": {"a"}}
+    assert circles(graph) == [["d", "e", "d"], ["a", "b", "c", "a"]]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_the_graph_has_imports_inside_functions_and_those_through_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "__init__.py").write_text("")
+    (tmp_path / "inner/__init__.py").write_text(f"from {ROOT}.inner.deep import name")
+    (tmp_path / "inner/deep.py").write_text(f"def late():\n    from {ROOT} import top\n    import torch")
+    (tmp_path / "top.py").write_text(f"from {ROOT}.inner import name")
+    graph = graph_of(sorted(tmp_path.rglob("*.py")))
+    assert graph == {"": set(), "inner": {"inner.deep"}, "inner.deep": {"top"}, "top": {"inner"}}
+    assert circles(graph) == [["inner", "inner.deep", "top", "inner"]]
+
+
+def test_inside_the_package_public_names_are_taken_from_where_they_are_defined() -> None:
+    # The top of the package offers names of nearly all files: who takes one from there, imports them all.
+    taken = {
+        alias.name
+        for path in FILES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ImportFrom) and node.module == ROOT
+        for alias in node.names
+    }
+    assert {name for name in taken if not exists(name)} == {"__version__"}
+
+
+@pytest.mark.xfail(strict=False, reason="checkpoint, interop and methods import each other")
+def test_no_files_of_the_package_import_each_other_in_a_circle() -> None:
+    found = [" -> ".join(circle) for circle in circles(graph_of(FILES))]
+    assert not found, "\n".join(found)
 
 
 # ---------------------------------------------------------------------- budgets
@@ -227,14 +314,9 @@ def test_nothing_is_left_to_do() -> None:
     assert not [label(path) for path in FILES if marks.search(path.read_text(encoding="utf-8"))]
 
 
-def test_every_test_file_of_a_part_mirrors_a_file_of_the_package() -> None:
+def test_each_folder_of_the_package_has_a_folder_of_tests_and_no_other_folder_has() -> None:
     tests = Path(__file__).parent
-    parts = {path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").is_file()}
-    mirrors = [path for part in parts for path in (tests / part).rglob("test_*.py")]
-    assert mirrors
-    orphans = [
-        path.relative_to(tests).as_posix()
-        for path in mirrors
-        if not (PACKAGE / path.parent.relative_to(tests) / f"{path.stem.removeprefix('test_')}.py").is_file()
-    ]
-    assert not orphans
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
+    mirrors = {path.name for path in tests.iterdir() if any(path.glob("test_*.py"))}
+    assert "models" in folders
+    assert mirrors - {"numerics"} == folders  # numbers of the official code cross all folders

@@ -123,7 +123,7 @@ class Subject:
                 (maps,) = attention_maps(self.encoder, self.inputs(pixels), blocks=(layer,), **self._at(layer))
             finally:
                 hook.remove()
-        return maps[0].cpu(), found[-1][0].float().cpu()  # the call for a layer makes another within it
+        return maps[0].cpu(), found[0][0].float().cpu()
 
     def _at(self, layer: int) -> dict[str, Any]:
         return {} if self.depth == 1 else {"layers": layer}

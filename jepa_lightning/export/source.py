@@ -94,7 +94,7 @@ class Classify(nn.Module):
         """(B, classes)."""
         if self.out_layers is None:
             return self.classifier(self.encoder(inputs))
-        return self.classifier(torch.cat(self.encoder(inputs, out_layers=self.out_layers), dim=1))
+        return self.classifier(torch.cat(self.encoder(inputs, layers=self.out_layers), dim=1))
 
 
 class Predict(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -51,21 +51,15 @@ class MaskCollator:
     Args:
         masks: Draws the masks; None for a batch without masks (``masks == ()``).
         seed: Part of the key of every draw.
-        collate: Stacks the inputs; PyTorch's default if None.
     """
 
-    def __init__(
-        self,
-        masks: MaskSampler | None,
-        seed: int = 0,
-        collate: Callable[[list[Any]], Tensor] | None = None,
-    ) -> None:
-        self.masks, self.seed, self.collate = masks, seed, collate or default_collate
+    def __init__(self, masks: MaskSampler | None, seed: int = 0) -> None:
+        self.masks, self.seed = masks, seed
 
     def __call__(self, samples: Sequence[Sample] | Sequence[tuple[Tensor, int]]) -> MaskedBatch:
         """Collate Samples or plain (image, label) pairs; without an index masks come from the global generator."""
         first = samples[0]
-        inputs = self.collate([sample[0] for sample in samples])
+        inputs = default_collate([sample[0] for sample in samples])
         labels = torch.tensor([sample[1] for sample in samples])
         if not isinstance(first, Sample):
             masks = self._sample(len(samples))

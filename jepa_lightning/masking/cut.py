@@ -1,6 +1,8 @@
-"""Cuts the masks of a batch to one length without favouring a place."""
+"""Cuts the masks of a batch to one length: without favouring a place, or as the official samplers do."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,3 +36,9 @@ def cut(members: Bools, random: Random, most: int | None = None) -> Ints:
     least = np.partition(score, tokens - keep, axis=1)[:, tokens - keep, None]
     chosen = np.flatnonzero(score >= least).reshape(batch, keep)
     return chosen - tokens * np.arange(batch)[:, None]
+
+
+def lowest(masks: Sequence[Ints]) -> Ints:
+    """Cut every mask to the shortest, keeping its lowest indices: the official cut, which favours the beginning."""
+    shortest = min(map(len, masks))
+    return np.stack([mask[:shortest] for mask in masks])

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
+from itertools import count
 
 import numpy as np
 import torch
 from torch import Generator
 
 from jepa_lightning.masking.blocks import between
-from jepa_lightning.masking.compat import OfficialMultiBlock
-from jepa_lightning.masking.cut import Bools, Ints, Random, cut
-from jepa_lightning.masking.sampler import Grid, MaskSampler, Range, check_ranges, hw, one_by_one
+from jepa_lightning.masking.cut import Bools, Ints, Random, cut, lowest
+from jepa_lightning.masking.sampler import Counter, Grid, MaskSampler, Range, check_ranges, hw, one_by_one
 from jepa_lightning.masking.tokens import TokenMasks
 
 ROUNDS = 20
-"""Times that the positions of a failing sample are drawn again before its targets may overlap the context."""
+"""Times that a failing sample is placed again before its targets may overlap the context (officially: one of them)."""
 
 
 class MultiBlock(MaskSampler):
@@ -73,7 +73,7 @@ class MultiBlock(MaskSampler):
             )
         scales = {"context_scale": context_scale, "target_scale": target_scale}
         check_ranges(scales, {"target_aspect_ratio": target_aspect_ratio})
-        self.official = OfficialMultiBlock(self) if compat else None
+        self.counter = Counter() if compat else None
         self._check_geometry()
 
     def sample(
@@ -86,8 +86,8 @@ class MultiBlock(MaskSampler):
             generator: Source of randomness; None for the global one.
             step: Number of the batch since the start of training; only the official sampler asks for it.
         """
-        if self.official is not None:
-            return self.official.sample(batch_size, generator, step)
+        if self.counter is not None:
+            return self._official(batch_size, generator, self.counter.generator(step))
         # NumPy from here: its operations on small arrays cost a fifth of PyTorch's, and there are some thirty of them.
         seed = int(torch.randint(2**62, (1,), generator=generator))
         random = np.random.Generator(np.random.SFC64(seed))
@@ -107,8 +107,11 @@ class MultiBlock(MaskSampler):
 
     def block_size(self, scale: float, aspect_ratio: float) -> tuple[int, int]:
         """Height and width in tokens of a block of this area fraction and height over width."""
-        area = scale * self.height * self.width
+        compat = self.counter is not None
+        area = int(self.height * self.width * scale) if compat else scale * self.height * self.width
         height, width = math.sqrt(area * aspect_ratio), math.sqrt(area / aspect_ratio)
+        if compat:
+            return min(round(height), self.height - 1), min(round(width), self.width - 1)
         if height > self.height:  # too long for a flat grid: keep the area, not the aspect ratio
             height, width = self.height, area / self.height
         elif width > self.width:
@@ -160,9 +163,47 @@ class MultiBlock(MaskSampler):
             kept[failing] = self._without(context[failing], targets[:, failing, :spared], target_size)
         return kept
 
+    def _official(self, batch_size: int, generator: Generator | None, sizes: Generator) -> tuple[TokenMasks, ...]:
+        """The masks of the official code, written from a description of it (facebookresearch/ijepa 52c1ae9).
+
+        Block sizes come from ``sizes``, area and aspect ratio from one number; places from ``generator``, officially
+        the global one. Every mask is cut to its lowest indices.
+        """
+        target, context = (float(torch.rand(1, generator=sizes)) for _ in range(2))
+        target_size = self.block_size(between(self.target_scale, target), between(self.target_aspect_ratio, target))
+        context_size = self.block_size(between(self.context_scale, context), 1.0)
+        targets: list[Ints] = []
+        contexts: list[Ints] = []
+        for _ in range(batch_size):
+            blocks = [self._official_block(target_size, generator) for _ in range(self.num_targets)]
+            targets += map(np.flatnonzero, blocks)
+            hidden = [] if self.allow_overlap else blocks
+            contexts += [self._official_context(context_size, hidden, generator) for _ in range(self.num_contexts)]
+        indices = torch.from_numpy(lowest(targets)).view(batch_size, self.num_targets, -1)
+        shown = torch.from_numpy(lowest(contexts)).view(batch_size, self.num_contexts, -1)
+        return tuple(TokenMasks(shown[:, family], indices) for family in range(self.num_contexts))
+
+    def _official_block(self, size: tuple[int, int], generator: Generator | None) -> Bools:
+        """Which tokens (H, W) a block covers; it never touches the last row and column."""
+        sides = zip((self.height, self.width), size, strict=True)
+        top, left = (int(torch.randint(0, side - length, (1,), generator=generator)) for side, length in sides)
+        block = np.zeros((self.height, self.width), dtype=bool)
+        block[top : top + size[0], left : left + size[1]] = True
+        return block
+
+    def _official_context(self, size: tuple[int, int], hidden: list[Bools], generator: Generator | None) -> Ints:
+        """A context block minus the targets; each time that fails often enough, minus one target less."""
+        for tries in count():
+            block = self._official_block(size, generator)
+            for target in hidden[: max(len(hidden) - tries // ROUNDS, 0)]:
+                block &= ~target
+            if np.count_nonzero(block) > self.min_keep:
+                break
+        return np.flatnonzero(block)
+
     def _check_geometry(self) -> None:
         where = f"on a {self.height}x{self.width} grid"
-        least = self.min_keep + (self.official is not None)  # the official test is a strict one
+        least = self.min_keep + (self.counter is not None)  # the official test is a strict one
         (height, width), largest = self._extreme_targets()
         if height * width < least:
             raise ValueError(
@@ -178,7 +219,7 @@ class MultiBlock(MaskSampler):
                 f"lower target_scale {list(self.target_scale)}"
             )
         hidden = 0 if self.allow_overlap else height * width
-        height, width = (self.official or self).block_size(self.context_scale[0], 1.0)
+        height, width = self.block_size(self.context_scale[0], 1.0)
         if height * width - hidden < least:
             raise ValueError(
                 f"the context block can be as small as {height}x{width} = {height * width} tokens {where}; without a "
@@ -190,9 +231,9 @@ class MultiBlock(MaskSampler):
         """The smallest and the largest target block; sides grow with the area, so only the ratio has to be searched."""
         steps = [i / 1000 for i in range(1001)]
         ratios = [between(self.target_aspect_ratio, u) for u in steps]
-        if self.official is not None:  # one random number sets both
+        if self.counter is not None:  # one random number sets both
             scales = [between(self.target_scale, u) for u in steps]
-            sizes = [self.official.block_size(*pair) for pair in zip(scales, ratios, strict=True)]
+            sizes = [self.block_size(*pair) for pair in zip(scales, ratios, strict=True)]
         else:
             sizes = [self.block_size(scale, ratio) for scale in self.target_scale for ratio in ratios]
         return min(sizes, key=math.prod), max(sizes, key=math.prod)

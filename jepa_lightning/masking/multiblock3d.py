@@ -10,13 +10,14 @@ import torch
 from torch import Generator
 
 from jepa_lightning.masking.blocks import Blocks, thw
-from jepa_lightning.masking.compat3d import OfficialMultiBlock3D
-from jepa_lightning.masking.cut import Bools, Ints, Random, cut
-from jepa_lightning.masking.sampler import Grid, MaskSampler, one_by_one
+from jepa_lightning.masking.cut import Bools, Ints, Random, cut, lowest
+from jepa_lightning.masking.sampler import Counter, Grid, MaskSampler, one_by_one
 from jepa_lightning.masking.tokens import TokenMasks
 
 ROUNDS = 20
 """Times that the blocks of a failing sample are placed again before some of them are left out."""
+PATIENCE = 1000
+"""Times that the official sampler places the blocks of a sample before an error; the official code has no limit."""
 
 SHORT = Blocks(num_blocks=8, spatial_scale=(0.15, 0.15))
 LONG = Blocks(num_blocks=2, spatial_scale=(0.7, 0.7))
@@ -70,7 +71,7 @@ class MultiBlock3D(MaskSampler):
                 f"per_sample cuts nothing, which compat ({compat}) and candidates ({candidates}) are about: "
                 "set compat to false and candidates to 1, or per_sample to false"
             )
-        self.official = OfficialMultiBlock3D(self) if compat else None
+        self.counter = Counter() if compat else None
         for blocks in self.families:
             self._check_geometry(blocks)
 
@@ -84,8 +85,8 @@ class MultiBlock3D(MaskSampler):
             generator: Source of randomness; None for the global one.
             step: Number of the batch since the start of training; only the official sampler asks for it.
         """
-        if self.official is not None:
-            return self.official.sample(batch_size, generator, step)
+        if self.counter is not None:
+            return self._official(batch_size, generator, self.counter.generator(step))
         seed = int(torch.randint(2**62, (1,), generator=generator))
         random = np.random.Generator(np.random.SFC64(seed))
         return one_by_one(self._draw, batch_size, random) if self.per_sample else self._draw(batch_size, random)
@@ -146,10 +147,47 @@ class MultiBlock3D(MaskSampler):
         covered[:, steps:] = True
         return covered.reshape(len(frames), math.prod(self.grid))
 
+    def _official(self, batch_size: int, generator: Generator | None, sizes: Generator) -> tuple[TokenMasks, ...]:
+        """The masks of the official code, written from a description of it (facebookresearch/vjepa2 c2963a4).
+
+        Block sizes of all families come from the same three numbers of ``sizes``; places from ``generator``, officially
+        the global one. Every mask is cut to its lowest indices. Unlike officially, a block has at least one token.
+        """
+        temporal, spatial, aspect = (float(torch.rand(1, generator=sizes)) for _ in range(3))
+        families = []
+        for blocks in self.families:
+            size = blocks.size(self.grid, temporal, spatial, aspect, keep_area=False)
+            hidden = [self._official_hidden(blocks, size, generator) for _ in range(batch_size)]
+            context, targets = (lowest([np.flatnonzero(tokens == part) for tokens in hidden]) for part in (False, True))
+            context, targets = blocks.arranged(context[:, : blocks.max_keep], targets, math.prod(self.grid))
+            families.append(TokenMasks(torch.from_numpy(context), torch.from_numpy(targets).unsqueeze(1)))
+        return tuple(families)
+
+    def _official_hidden(self, blocks: Blocks, size: Grid, generator: Generator | None) -> Bools:
+        """Which tokens (T', H', W') of a sample are not shown; its blocks are placed until enough others are left.
+
+        Raises:
+            RuntimeError: If that takes too long.
+        """
+        steps, height, width = size
+        last = [extent - length + 1 for extent, length in zip(self.grid, size, strict=True)]
+        for _ in range(PATIENCE):
+            hidden = np.zeros(self.grid, dtype=bool)
+            for _ in range(blocks.num_blocks):
+                top, left, start = (int(torch.randint(0, last[axis], (1,), generator=generator)) for axis in (1, 2, 0))
+                hidden[start : start + steps, top : top + height, left : left + width] = True
+            hidden[blocks.steps_kept(self.grid) :] = True
+            if hidden.size - np.count_nonzero(hidden) >= self.min_keep:
+                return hidden
+        raise RuntimeError(
+            f"{blocks.num_blocks} blocks of {steps}x{height}x{width} tokens left fewer than {self.min_keep} tokens of "
+            f"a grid {self.grid} as context, {PATIENCE} times in a row: use fewer or smaller blocks"
+        )
+
     def _check_geometry(self, blocks: Blocks) -> None:
         """One block of the largest size, as late as possible, must leave enough of the steps that can be context."""
-        compat = self.official is not None
-        sizes = [blocks.size(self.grid, 1.0, 1.0, i / 1000, keep_area=not compat) for i in range(1001)]
+        keep_area = self.counter is None  # the official blocks are clipped
+        sizes = [blocks.size(self.grid, 1.0, 1.0, i / 1000, keep_area) for i in range(1001)]
         steps, height, width = max(sizes, key=math.prod)
         kept = blocks.steps_kept(self.grid)
         covered = max(0, kept - (self.grid[0] - steps)) * height * width

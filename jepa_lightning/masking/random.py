@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator
 
-from jepa_lightning.masking.sampler import Grid, MaskSampler, Range, hw
+from jepa_lightning.masking.sampler import Counter, Grid, MaskSampler, Range, hw
 from jepa_lightning.masking.tokens import TokenMasks
 
 
@@ -21,7 +21,7 @@ class RandomTokens(MaskSampler):
 
     def __init__(self, grid: Grid | tuple[int, int] | int, ratio: Range = (0.4, 0.6), compat: bool = False) -> None:
         height, width = hw(grid)
-        self.tokens, self.ratio, self.compat, self.counter = height * width, ratio, compat, -1
+        self.tokens, self.ratio, self.counter = height * width, ratio, Counter() if compat else None
         for fraction in ratio:
             if not 0 < int(self.tokens * (1.0 - fraction)) < self.tokens:
                 raise ValueError(
@@ -33,11 +33,10 @@ class RandomTokens(MaskSampler):
         self, batch_size: int, generator: Generator | None = None, step: int | None = None
     ) -> tuple[TokenMasks, ...]:
         """Masks for a batch, one family with one target block."""
-        self.counter = self.counter + 1 if step is None else step
-        own = torch.Generator().manual_seed(self.counter) if self.compat else generator
+        own = generator if self.counter is None else self.counter.generator(step)
         u = float(torch.rand(1, generator=own))
         keep = int(self.tokens * (1.0 - (self.ratio[0] + u * (self.ratio[1] - self.ratio[0]))))
-        if self.compat:
+        if self.counter is not None:
             order = torch.stack([torch.randperm(self.tokens, generator=generator) for _ in range(batch_size)])
             context, targets = order[:, :keep], order[:, keep:]
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Generator
 
 from jepa_lightning.masking.cut import Random
@@ -31,6 +32,18 @@ class MaskSampler(ABC):
             generator: Source of randomness; None for the global one.
             step: Number of the batch since the start of training, for samplers that follow a counter.
         """
+
+
+class Counter:
+    """Seeds of the official samplers: the number of the batch, or of the call where that is not told."""
+
+    def __init__(self) -> None:
+        self.value = -1
+
+    def generator(self, step: int | None) -> Generator:
+        """A generator seeded with ``step``; with the number of this call, from 0, if that is None."""
+        self.value = self.value + 1 if step is None else step
+        return torch.Generator().manual_seed(self.value)
 
 
 def check_ranges(shares: Mapping[str, Range], ratios: Mapping[str, Range]) -> None:

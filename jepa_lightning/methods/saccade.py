@@ -22,15 +22,14 @@ term is zero for a predictor that is never wrong, whatever the encoder does; the
 | warp | - | whole image, nearest pixel | the view, bilinear |
 | draws | - | global generator | (seed, step, index): the same after a resume |
 | batch of the statistics | - | of each process | of all processes |
-| tokens | - | 64 x 24 cut out of one vector | the feature map (`AffineTransformer`) |
-| features | - | a Linear layer of 1,536 on the pooled map | tokens; such a layer is `out_dim` of a backbone |
+| features | - | a Linear layer of 1,536 on the pooled map | mean token; such a layer is `out_dim` of a backbone |
+| tokens | - | 64 x 24 cut out of one vector, for a Transformer | left out |
 | target encoder's mode | - | train() | eval(); BatchNorm as in training |
 | `predict_affines` | regress the movement | sign and shape faults, without cycles | left out |
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -42,7 +41,7 @@ from jepa_lightning.losses import Regularizer, VarianceCovariance
 from jepa_lightning.masking import MaskedBatch, TokenMasks
 from jepa_lightning.masking.tokens import Family
 from jepa_lightning.methods.base import JEPA, Observed, watched
-from jepa_lightning.models import AffinePredictor, AffineViews, Encoder, affine_code
+from jepa_lightning.models import AffineMLP, AffineViews, Encoder, affine_code
 from jepa_lightning.schedules import Schedule
 
 
@@ -54,7 +53,7 @@ class SaccadeJEPA(JEPA):
     Args:
         encoder: The context encoder, the network that is trained and kept: TorchvisionBackbone, TimmBackbone, ConvNeXt
             or VisionTransformer.
-        predictor: Builds the predictor for an encoder: AffineMLP (the original) or AffineTransformer.
+        predictor: Builds the predictor for an encoder.
         lr: Learning rate by optimizer step.
         weight_decay: Weight decay by optimizer step; biases, norms and other vectors are never decayed.
         momentum: Momentum of the target encoder by optimizer step; null for no EMA copy.
@@ -67,7 +66,7 @@ class SaccadeJEPA(JEPA):
     def __init__(
         self,
         encoder: Encoder,
-        predictor: Callable[[Encoder], AffinePredictor],
+        predictor: Callable[[Encoder], AffineMLP],
         lr: Schedule,
         weight_decay: Schedule,
         momentum: Schedule | None,
@@ -87,23 +86,21 @@ class SaccadeJEPA(JEPA):
         images = batch.inputs
         index = torch.arange(len(images), device=images.device) if batch.index is None else batch.index
         first, second, movement = self.views(images, self.encoder.img_size, index, self.draw)
-        grid = self.encoder.grid_of(first)
-        context = self.predictor.select(self.encoder(first))  # (B, K, D), K = 1 or all tokens
-        target = self.predictor.select(self.targets_of(second))  # (B, K, D)
-        predicted = self.predictor(context, affine_code(movement), grid)
-        returned = self.predictor(predicted, affine_code(movement.inverse()), grid)
+        context = self.encoder(first).mean(dim=1)  # (B, D)
+        target = self.targets_of(second).mean(dim=1)  # (B, D)
+        predicted = self.predictor(context, affine_code(movement))
+        returned = self.predictor(predicted, affine_code(movement.inverse()))
         parts = {"prediction": F.huber_loss(predicted, target), "cycle": F.mse_loss(returned, context)}
-        terms = cast(Regularizer, self.regularizer).terms(context.mean(dim=1), self.draw)
+        terms = cast(Regularizer, self.regularizer).terms(context, self.draw)
         loss = parts["prediction"] + self.cycle_weight * parts["cycle"]
         for name, (weight, value) in terms.items():
             loss, parts[name] = loss + weight * value, value
-        everywhere = torch.arange(context.shape[1], device=images.device).expand(len(images), -1)
-        masks = TokenMasks(everywhere, everywhere.unsqueeze(1))  # all is seen, and all is predicted
-        grid = grid if context.shape[1] == math.prod(grid) else (1, 1, 1)
-        block = predicted.unsqueeze(1)  # (B, 1, K, D), the one block of targets
-        self.observe(Observed(masks, grid, context, block, target))
+        # Observers see one token that is both context and target, and one block of targets.
+        token = torch.zeros(len(images), 1, dtype=torch.long, device=images.device)
+        masks, seen, block = TokenMasks(token, token.unsqueeze(1)), context.unsqueeze(1), predicted[:, None, None]
+        self.observe(Observed(masks, (1, 1, 1), seen, block, target.unsqueeze(1)))
         return {
             "loss": loss,
             **{name: value.detach() for name, value in parts.items()},
-            **watched(context, block, target.unsqueeze(1), Family(*masks)),
+            **watched(seen, block, target[:, None, None], Family(*masks)),
         }

@@ -1,7 +1,7 @@
 """Plain PyTorch modules: encoders, predictors and their parts. Nothing here imports Lightning."""
 
-from jepa_lightning.models.affine import Affine, AffineViews, affine_code, decode_affine
-from jepa_lightning.models.affine_predictor import AffineMLP, AffinePredictor, AffineTransformer
+from jepa_lightning.models.affine import Affine, AffineViews, affine_code
+from jepa_lightning.models.affine_predictor import AffineMLP
 from jepa_lightning.models.backbones import Backbone, TimmBackbone, TorchvisionBackbone
 from jepa_lightning.models.convnext import ConvNeXt
 from jepa_lightning.models.ema import ema_copy, ema_update, evaluating, frozen_copy
@@ -17,8 +17,6 @@ __all__ = [
     "SIZES",
     "Affine",
     "AffineMLP",
-    "AffinePredictor",
-    "AffineTransformer",
     "AffineViews",
     "Backbone",
     "BatchNorm",
@@ -38,7 +36,6 @@ __all__ = [
     "Trunk",
     "VisionTransformer",
     "affine_code",
-    "decode_affine",
     "ema_copy",
     "ema_update",
     "evaluating",

@@ -67,15 +67,6 @@ def affine_code(affine: Affine) -> Float[Tensor, "batch code"]:
     return torch.cat(parts, dim=1)
 
 
-def decode_affine(code: Float[Tensor, "batch code"]) -> Affine:
-    """The movement that a code stands for, if its numbers are between -1 and 1."""
-    values, start = [], 0
-    for count in FREQUENCIES:
-        values.append(torch.atan2(code[:, start], code[:, start + count]) / math.pi)
-        start += 2 * count
-    return Affine(values[0], torch.stack(values[1:], dim=1))
-
-
 # ---------------------------------------------------------------------- the pictures
 
 

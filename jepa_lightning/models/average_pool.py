@@ -21,16 +21,14 @@ PIXEL_FEATURES = 3 * 16 * 16
 class AveragePool:
     """Features of an image or a clip: the mean of the tokens of each of the last blocks, one after the other.
 
-    I-JEPA, appendix A.2, takes the last block or the last four; it does not say whether those inside pass through the
-    encoder's final norm.
+    I-JEPA, appendix A.2, takes the last block or the last four; it does not say whether inner ones pass through the
+    encoder's final norm. Here they do.
 
     Args:
         blocks: How many of the last blocks, 1 or more.
-        final_norm: Pass inner blocks through the final norm, which the last one always has.
     """
 
     blocks: int = 1
-    final_norm: bool = True
 
     def __post_init__(self) -> None:
         if self.blocks < 1:
@@ -38,9 +36,7 @@ class AveragePool:
 
     def __str__(self) -> str:
         """``last block``, ``last 4 blocks``."""
-        if self.blocks == 1:
-            return "last block"
-        return f"last {self.blocks} blocks" + ("" if self.final_norm else " without final norm")
+        return "last block" if self.blocks == 1 else f"last {self.blocks} blocks"
 
 
 def pooled(
@@ -49,28 +45,16 @@ def pooled(
     """Features of each kind, from one pass of the encoder; (B, blocks * D) with the last block's at the end.
 
     Raises:
-        ValueError: If the encoder has fewer blocks, or no ``blocks`` and ``norm`` where inner ones are wanted.
+        ValueError: If the encoder has fewer blocks.
     """
-    most = max(kind.blocks for kind in kinds)
-    if most == 1:
-        return [encoder(inputs).mean(dim=1)] * len(kinds)
-    blocks, norm = getattr(encoder, "blocks", None), getattr(encoder, "norm", None)
-    if blocks is None or norm is None:
-        raise ValueError(f"{type(encoder).__name__} has no blocks and norm to read: use blocks: 1")
-    if most > len(blocks):
-        raise ValueError(f"the features of {most} blocks are wanted, the encoder has {len(blocks)}: use fewer")
-    kept: list[Tensor] = []
-    hooks = [b.register_forward_hook(lambda _, __, out: kept.append(out)) for b in cast(Any, blocks)[-most:]]
-    try:
-        last = encoder(inputs).mean(dim=1)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    means = {
-        final: [cast(Any, norm)(x).mean(dim=1) if final else x.mean(dim=1) for x in kept[:-1]]
-        for final in {kind.final_norm for kind in kinds}
-    }
-    return [torch.cat([*means[k.final_norm][most - k.blocks :], last], dim=1) for k in kinds]
+    most, depth = max(kind.blocks for kind in kinds), getattr(encoder, "depth", 1)
+    if most > depth:
+        raise ValueError(
+            f"the features of {most} blocks are wanted, {type(encoder).__name__} shows {depth}: use fewer blocks"
+        )
+    layers = [encoder(inputs)] if most == 1 else encoder(inputs, layers=range(-most, 0))
+    means = [tokens.mean(dim=1) for tokens in layers]
+    return [torch.cat(means[most - kind.blocks :], dim=1) for kind in kinds]
 
 
 def raw_pixels(inputs: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch features"]:

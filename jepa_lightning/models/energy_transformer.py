@@ -41,7 +41,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from jepa_lightning.models.layers import Trunk, check_numbers
+from jepa_lightning.models.layers import Trunk, layer_numbers
 from jepa_lightning.models.packing import Packing
 from jepa_lightning.models.positions import Rotation, rotate, rotate_back
 
@@ -99,13 +99,6 @@ class EnergyAttention(nn.Module):
         force = F.linear(pulls if packing is None else packing.pack(pulls), self.qk.weight.t())
         return force, None if free is None else self._energy(free, alone, packing).detach()
 
-    def energy(
-        self, g: Float[Tensor, "batch tokens dim"], rotation: Rotation | None = None, packing: Packing | None = None
-    ) -> Float[Tensor, ""]:
-        """The energy of all sequences together, with gradient."""
-        _, _, scores, alone = self._scores(g, rotation, packing)
-        return self._energy(scores.logsumexp(dim=-1), alone, packing)
-
     def _scores(
         self, g: Tensor, rotation: Rotation | None, packing: Packing | None
     ) -> tuple[Tensor, Tensor, Tensor, Bool[Tensor, "batch 1 tokens 1"] | None]:
@@ -157,10 +150,6 @@ class HopfieldNetwork(nn.Module, ABC):
         hidden = self.xi(g)
         force = F.linear(self.answer(hidden), self.xi.weight.t())
         return force, -self.lagrangian(hidden.detach()).detach() if measured else None
-
-    def energy(self, g: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, ""]:
-        """The energy of all tokens together, with gradient."""
-        return -self.lagrangian(self.xi(g))
 
     @abstractmethod
     def lagrangian(self, hidden: Float[Tensor, "batch tokens memories"]) -> Float[Tensor, ""]:
@@ -237,12 +226,12 @@ class EnergyBlocks(Trunk):
         blocks: nn.ModuleList,
         x: Float[Tensor, "batch tokens dim"],
         rotation: Rotation | None = None,
-        out_layers: Sequence[int] = (),
         packing: Packing | None = None,
-    ) -> tuple[Float[Tensor, "batch tokens dim"], list[Tensor]]:
+        layers: Sequence[int] | None = None,
+    ) -> list[Float[Tensor, "batch tokens dim"]]:
         """All steps; the energies are measured in training only."""
         block = cast(EnergyTransformer, blocks[0])
-        check_numbers(out_layers, block.steps)
+        numbers = layer_numbers(layers, block.steps)
         again = self.checkpoint_activations and blocks.training and torch.is_grad_enabled()
         kept: dict[int, Tensor] = {}
         energies = []
@@ -250,11 +239,11 @@ class EnergyBlocks(Trunk):
             arguments = (x, rotation, packing, blocks.training)
             x, energy = checkpoint(block, *arguments, use_reentrant=False) if again else block(*arguments)
             energies.append(energy)
-            if number in out_layers:
+            if number in numbers:
                 kept[number] = x
         if blocks.training:
             block.energies = torch.stack(energies) / x[..., 0].numel()
-        return x, [kept[number] for number in out_layers]
+        return [kept[number] for number in numbers]
 
     def diagnostics(self, blocks: nn.ModuleList) -> dict[str, Tensor]:
         """Energy of a token before each step, averaged over all tokens of the last pass in training."""
@@ -291,9 +280,3 @@ class EnergyTransformer(nn.Module):
         attended, first = self.attn(g, rotation, packing, measured)
         recalled, second = self.hopfield(g, measured)
         return x + self.alpha * (attended + recalled), None if first is None else first + second
-
-    def energy(
-        self, g: Float[Tensor, "batch tokens dim"], rotation: Rotation | None = None, packing: Packing | None = None
-    ) -> Float[Tensor, ""]:
-        """The energy of normalised tokens, of all sequences together, with gradient."""
-        return self.attn.energy(g, rotation, packing) + self.hopfield.energy(g)

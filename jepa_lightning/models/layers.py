@@ -135,13 +135,13 @@ class Trunk(ABC):
         blocks: nn.ModuleList,
         x: Float[Tensor, "batch tokens dim"],
         rotation: Rotation | None = None,
-        out_layers: Sequence[int] = (),
         packing: Packing | None = None,
-    ) -> tuple[Float[Tensor, "batch tokens dim"], list[Tensor]]:
-        """The last output, and those of the layers with these numbers (from 0), in that order.
+        layers: Sequence[int] | None = None,
+    ) -> list[Float[Tensor, "batch tokens dim"]]:
+        """The tokens after the layers with these numbers, in that order; after the last one alone if None.
 
         Raises:
-            ValueError: If there is no layer of such a number.
+            ValueError: If there is no layer of such a number, see ``layer_numbers``.
         """
 
     def diagnostics(self, blocks: nn.ModuleList) -> dict[str, Tensor]:
@@ -174,32 +174,38 @@ class BlockOptions(Trunk):
         blocks: nn.ModuleList,
         x: Float[Tensor, "batch tokens dim"],
         rotation: Rotation | None = None,
-        out_layers: Sequence[int] = (),
         packing: Packing | None = None,
-    ) -> tuple[Float[Tensor, "batch tokens dim"], list[Tensor]]:
+        layers: Sequence[int] | None = None,
+    ) -> list[Float[Tensor, "batch tokens dim"]]:
         """One block after the other; sequences of several lengths sorted by length in between, where that is known."""
-        check_numbers(out_layers, len(blocks))
         if packing is not None and not packing.runs and (found := packing.by_length()) is not None:
             packing, order = found
             if rotation is not None:
                 rotation = Rotation(*(part.transpose(0, 1).flatten(1, 2)[:, packing.places][None] for part in rotation))
-            x, kept = self.run(blocks, x[0].index_select(0, order).unsqueeze(0), rotation, out_layers, packing)
-            x, *kept = (layer[0].index_select(0, order.argsort()).unsqueeze(0) for layer in (x, *kept))
-            return x, kept
+            outputs = self.run(blocks, x[0].index_select(0, order).unsqueeze(0), rotation, packing, layers)
+            return [tokens[0].index_select(0, order.argsort()).unsqueeze(0) for tokens in outputs]
         again = self.checkpoint_activations and blocks.training and torch.is_grad_enabled()
-        outputs: dict[int, Tensor] = {}
+        numbers = layer_numbers(layers, len(blocks))
+        kept: dict[int, Tensor] = {}
         for number, block in enumerate(blocks):
             arguments = (x, rotation, packing)
             x = checkpoint(block, *arguments, use_reentrant=False) if again else block(*arguments)
-            if number in out_layers:
-                outputs[number] = x
-        return x, [outputs[number] for number in out_layers]
+            if number in numbers:
+                kept[number] = x
+        return [kept.get(number, x) for number in numbers]  # x: what there is of no blocks
 
 
-def check_numbers(out_layers: Sequence[int], count: int) -> None:
-    """Refuse layers that do not exist."""
-    if any(not 0 <= number < count for number in out_layers):
-        raise ValueError(f"out_layers {list(out_layers)} of {count} blocks: use numbers from 0 to {count - 1}")
+def layer_numbers(layers: Sequence[int] | None, count: int) -> list[int]:
+    """Numbers of layers from 0, of numbers that may count from the end; the last one's if None.
+
+    Raises:
+        ValueError: If there is no layer of such a number.
+    """
+    if layers is None:
+        return [count - 1]
+    if any(not -count <= number < count for number in layers):
+        raise ValueError(f"layers {list(layers)} of {count} blocks: use numbers from 0 to {count - 1}, -1 for the last")
+    return [number % count for number in layers]
 
 
 class Block(nn.Module):

@@ -131,7 +131,7 @@ class Predictor(nn.Module):
         x = torch.cat([shown, asked], dim=2).flatten(0, 1)  # (B * M, Nc + Nt, Dp)
         index = torch.cat([context.unsqueeze(1).expand(-1, blocks, -1), targets], dim=2).flatten(0, 1)
         rotation = self.positions.rotation(index, grid, x.shape[-1] // self.num_heads)
-        x, _ = self.options.run(self.predictor_blocks, x, rotation)
+        (x,) = self.options.run(self.predictor_blocks, x, rotation)
         x = self.predictor_proj(self.predictor_norm(x[:, -count:]))
         return x.unflatten(0, (batch, blocks))
 
@@ -162,7 +162,7 @@ class Predictor(nn.Module):
         index = torch.cat([context.tokens.repeat(blocks), targets.tokens])
         index = index.new_zeros(batch * blocks * length).index_copy_(0, packing.places, index)
         rotation = self.positions.rotation(index.view(-1, length), grid, x.shape[-1] // self.num_heads)
-        x, _ = self.options.run(self.predictor_blocks, x, rotation, packing=packing)
+        (x,) = self.options.run(self.predictor_blocks, x, rotation, packing)
         return targets.pad(self.predictor_proj(self.predictor_norm(x[0, -len(second) :])))
 
     def _table(self, grid: Grid) -> Float[Tensor, "tokens dim"] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,5 @@ def target_tokens(
     """
     if blocks == 1:
         return cast(Tensor, encoder(inputs))
-    network: Any = encoder
-    layers = network(inputs, out_layers=range(network.depth - blocks, network.depth))
+    layers = encoder(inputs, layers=range(-blocks, 0))
     return torch.stack([F.layer_norm(layer, (encoder.embed_dim,)) for layer in layers]).mean(dim=0)

@@ -31,6 +31,7 @@ class Encoder(nn.Module, ABC):
         num_frames: Frames of a clip that it is built for; 1 for images.
         tubelet_size: Frames that one token covers.
         positions: How tokens know where they are; a predictor does the same, unless told otherwise.
+        depth: Number of layers whose tokens ``encoder(inputs, layers=...)`` gives; 1 if it knows only its output.
         normalize: Mean and standard deviation of its inputs, for values from 0 to 1; None where they are not known.
         preprocess: Makes a normalised input without batch axis, (C, H, W) or (C, T, H, W), of an image, a video or a
             path; None until ``load_encoder`` sets it.
@@ -44,6 +45,7 @@ class Encoder(nn.Module, ABC):
     num_frames: int = 1
     tubelet_size: int = 1
     positions: Positions = SinCos2D()
+    depth: int = 1
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     preprocess: Callable[[Any], Tensor] | None = None
 
@@ -205,7 +207,6 @@ class VisionTransformer(Encoder):
         self,
         inputs: Float[Tensor, "batch channels *size"],
         context: Int[Tensor, "batch k"] | Padded | None = None,
-        out_layers: Sequence[int] | None = None,
         layers: int | Sequence[int] | None = None,
     ) -> Any:
         """Tokens of the whole input, (B, N, D), or only those of the context, (B, Nc, D).
@@ -214,14 +215,12 @@ class VisionTransformer(Encoder):
             inputs: Images (B, C, H, W) or clips (B, C, T, H, W).
             context: The tokens to compute, (B, Nc); attention sees no others. Of Padded the result has zeros where
                 there is no token.
-            out_layers: Numbers of blocks, from 0, whose outputs are wanted instead of the last one's: the result is
-                then a list, each entry passed through the final norm.
-            layers: The same for people at a prompt: one number gives its tokens (B, N, D), and -1 is the last block.
+            layers: The block whose tokens are wanted in place of the last one's, from 0; -1 is the last. Of several
+                numbers the result is a list. All tokens pass through the final norm.
+
+        Raises:
+            ValueError: If there is no such block, or patches or tubelets do not divide the input.
         """
-        if layers is not None:
-            numbers = [layers] if isinstance(layers, int) else layers
-            found = self(inputs, context, [n + self.depth * (n < 0) for n in numbers])
-            return found[0] if isinstance(layers, int) else found
         grid = self.grid_of(inputs)
         if self.num_frames > 1 and inputs.ndim == 4:
             inputs = inputs.unsqueeze(2).expand(-1, -1, self.tubelet_size, -1, -1)
@@ -242,11 +241,11 @@ class VisionTransformer(Encoder):
             else:
                 x, index = x.reshape(*context.shape, self.embed_dim), context
         rotation = self.positions.rotation(index, grid, self.embed_dim // self.num_heads)
-        last, kept = self.options.run(self.blocks, x, rotation, out_layers or (), packing)
-        outputs = [self.norm(layer) for layer in ([last] if out_layers is None else kept)]
+        numbers = [layers] if isinstance(layers, int) else layers
+        outputs = [self.norm(tokens) for tokens in self.options.run(self.blocks, x, rotation, packing, numbers)]
         if isinstance(context, Padded):
             outputs = [context.pad(output[0]) for output in outputs]
-        return outputs[0] if out_layers is None else outputs
+        return outputs[0] if layers is None or isinstance(layers, int) else outputs
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Scalars to log about the last pass in training: nothing of a Transformer, energies of EnergyBlocks."""

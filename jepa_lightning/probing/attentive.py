@@ -93,7 +93,7 @@ class AttentiveProbe(FrozenProbe):
         """Tokens of the frozen encoder; those of several blocks one after the other."""
         if self.out_layers is None:
             return super().encode(inputs)
-        return torch.cat(self.encoder(inputs, out_layers=self.out_layers), dim=1)
+        return torch.cat(self.encoder(inputs, layers=self.out_layers), dim=1)
 
     def tokens(self, inputs: Tensor) -> Tensor:
         """(B, V, N, D): the sequences of each sample that are classified separately."""

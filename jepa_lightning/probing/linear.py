@@ -9,7 +9,7 @@ encoder before training and raw pixels.
 |---|---|---|
 | encoder | target | `branch` |
 | features | last block, or last four side by side | `features` |
-| final norm on inner blocks | not said | yes; `final_norm: false` without |
+| final norm on inner blocks | not said | yes |
 | head | linear, or BatchNorm and linear | `batch_norm`; its BatchNorm has no affine part, which the linear layer has |
 | optimizer | LARS, batch 16384, 50 epochs, /10 every 15 | `optimizer`, `lr_schedule` |
 | grid | lr 0.01, 0.05, 0.001 x weight decay 0.0005, 0 | `lr`, `weight_decay` |

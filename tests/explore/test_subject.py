@@ -32,7 +32,7 @@ def test_tokens_are_those_of_the_encoder_at_every_layer(subject: SubjectFactory,
     network, (item,) = subject(), items(1)
     inputs = network.inputs(item.pixels)
     torch.testing.assert_close(network.tokens(item.pixels), network.encoder(inputs)[0])
-    torch.testing.assert_close(network.tokens(item.pixels, 0), network.encoder(inputs, out_layers=[0])[0][0])
+    torch.testing.assert_close(network.tokens(item.pixels, 0), network.encoder(inputs, layers=[0])[0][0])
 
 
 def test_expectation_is_the_prediction_from_the_context_encoder(subject: SubjectFactory, items: ItemFactory) -> None:

@@ -90,14 +90,6 @@ def test_without_a_sampler_there_are_no_masks() -> None:
     assert MaskCollator(None)(samples(1, 2)).masks == ()
 
 
-def test_another_way_of_stacking_can_be_given() -> None:
-    def largest(images: list[Tensor]) -> Tensor:
-        return torch.stack(images).amax(dim=0, keepdim=True).expand(len(images), -1, -1, -1)
-
-    batch = MaskCollator(None, collate=largest)(samples(1, 5))
-    assert (batch.inputs == 5.0).all()
-
-
 def test_pixels_keep_their_type() -> None:
     image = torch.randint(256, (3, 8, 8), dtype=torch.uint8)
     assert MaskCollator(None)([Sample(image), Sample(image)]).inputs.dtype == torch.uint8

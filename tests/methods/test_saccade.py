@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from jepa_lightning.data import Folder, ImageDataModule
@@ -18,15 +19,13 @@ from jepa_lightning.masking import MaskedBatch
 from jepa_lightning.methods import SaccadeJEPA
 from jepa_lightning.methods.base import Observed
 from jepa_lightning.models import (
+    Affine,
     AffineMLP,
-    AffinePredictor,
-    AffineTransformer,
     AffineViews,
     ConvNeXt,
     TorchvisionBackbone,
     VisionTransformer,
     affine_code,
-    decode_affine,
 )
 from jepa_lightning.schedules import Constant
 
@@ -61,13 +60,13 @@ def test_the_loss_equals_the_formula_written_out_sample_by_sample() -> None:
     for b in range(6):
         there = affine_code(type(movement)(movement.angle[b : b + 1], movement.shift[b : b + 1]))
         again = affine_code(type(movement)(back.angle[b : b + 1], back.shift[b : b + 1]))
-        c = module.encoder(first[b : b + 1]).mean(dim=1, keepdim=True)
-        y = module.target_encoder(second[b : b + 1]).detach().mean(dim=1, keepdim=True)
-        p = module.predictor(c, there, (1, 3, 3))
+        c = module.encoder(first[b : b + 1]).mean(dim=1)
+        y = module.target_encoder(second[b : b + 1]).detach().mean(dim=1)
+        p = module.predictor(c, there)
         error = (p - y).abs()
         huber.append(torch.where(error < 1, 0.5 * error**2, error - 0.5).mean())
-        cycle.append((module.predictor(p, again, (1, 3, 3)) - c).square().mean())
-        contexts.append(c[0, 0])
+        cycle.append((module.predictor(p, again) - c).square().mean())
+        contexts.append(c[0])
     c = torch.stack(contexts)
     variance = F.relu(4.0 - (c.var(dim=0) + 1e-4).sqrt()).mean()
     covariance = sum(torch.cov(c.T)[i, j] ** 2 for i in range(16) for j in range(16) if i != j) / 16
@@ -82,7 +81,13 @@ def test_the_loss_equals_the_formula_written_out_sample_by_sample() -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
-class Mover(AffinePredictor):
+def decoded(code: Tensor) -> Affine:
+    """The movement of a code: of each number, the sine and the cosine of its lowest frequency say what it is."""
+    angle, right, down = (torch.atan2(code[:, i], code[:, i + n]) / math.pi for i, n in ((0, 10), (20, 4), (28, 4)))
+    return Affine(angle, torch.stack([right, down], dim=1))
+
+
+class Mover(nn.Module):
     """Takes the mean token for points of the plane, and moves them as the code says: never wrong, if they are."""
 
     def __init__(self, encoder: Any, faulty: bool = False) -> None:
@@ -90,14 +95,11 @@ class Mover(AffinePredictor):
         self.faulty = faulty
         self.calls = 0
 
-    def select(self, tokens: Tensor) -> Tensor:
-        return tokens.mean(dim=1, keepdim=True)
-
-    def forward(self, features: Tensor, code: Tensor, grid: Any) -> Tensor:
+    def forward(self, features: Tensor, code: Tensor) -> Tensor:
         self.calls += 1
         if self.faulty and self.calls % 2 == 0:  # what the original tells it on the way back
-            code = -affine_code(decode_affine(code).inverse())
-        return decode_affine(code)(features.unflatten(2, (-1, 2))).flatten(2)
+            code = -affine_code(decoded(code).inverse())
+        return decoded(code)(features.unflatten(1, (-1, 2))).flatten(1)
 
 
 def test_the_cycle_is_zero_for_a_predictor_that_is_never_wrong() -> None:
@@ -174,25 +176,19 @@ def test_images_as_small_as_the_views_are_refused_with_what_to_set() -> None:
 # ---------------------------------------------------------------------- other parts
 
 
-@pytest.mark.parametrize(
-    ("encoder", "predictor", "tokens"),
-    [
-        (small, partial(AffineTransformer, depth=1), 9),
-        (lambda: VisionTransformer(24, 8, 3, 32, 1, 4), partial(AffineTransformer, embed_dim=16, depth=1), 9),
-        (lambda: VisionTransformer(24, 8, 3, 32, 1, 4), AffineMLP, 1),
-    ],
-)
-def test_tokens_can_be_predicted_one_by_one_and_observers_see_them(encoder: Any, predictor: Any, tokens: int) -> None:
-    module, seen = built(encoder(), predictor), []
+@pytest.mark.parametrize("encoder", [small, lambda: VisionTransformer(24, 8, 3, 32, 1, 4)])
+def test_observers_see_one_token_that_is_both_context_and_target(encoder: Any) -> None:
+    module, seen = built(encoder()), []
     module.observers.append(seen.append)
     module.losses(images())["loss"].backward()
     assert all(p.grad is not None for p in module.predictor.parameters())
     (step,) = seen
     assert isinstance(step, Observed)
-    assert step.grid == ((1, 3, 3) if tokens == 9 else (1, 1, 1))
-    assert step.context.shape == step.features.shape == (6, tokens, module.embed_dim)
-    assert step.predicted.shape == (6, 1, tokens, module.embed_dim)
-    assert step.masks.targets.shape == (6, 1, tokens)
+    assert step.grid == (1, 1, 1)
+    assert step.context.shape == step.features.shape == (6, 1, module.embed_dim)
+    assert step.predicted.shape == (6, 1, 1, module.embed_dim)
+    assert torch.equal(step.masks.context, torch.zeros(6, 1, dtype=torch.long))
+    assert torch.equal(step.masks.targets, torch.zeros(6, 1, 1, dtype=torch.long))
 
 
 def test_without_an_ema_and_with_sigreg_it_trains_too() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jepa_lightning.models import Affine, AffineViews, affine_code, decode_affine
+from jepa_lightning.models import Affine, AffineViews, affine_code
 from jepa_lightning.models.affine import CODE_DIM, centre, seen_through, uniform
 
 
@@ -49,20 +49,11 @@ def test_a_movement_turns_clockwise_on_the_screen_and_then_shifts() -> None:
 # ---------------------------------------------------------------------- the code
 
 
-@pytest.mark.parametrize(("angle", "shift"), [(math.radians(2.0), 0.32), (0.99, 0.99)])
-def test_the_code_says_what_the_movement_is(angle: float, shift: float) -> None:
-    affine = drawn(200, angle, shift)
-    code = affine_code(affine)
-    assert code.shape == (200, CODE_DIM) == (200, 36)
-    found = decode_affine(code)
-    torch.testing.assert_close(found.angle, affine.angle, rtol=0, atol=1e-6)
-    torch.testing.assert_close(found.shift, affine.shift, rtol=0, atol=1e-6)
-
-
 def test_the_code_equals_the_formula_written_out() -> None:
     affine = drawn(1)
     values = [(float(affine.angle[0]), 10), (float(affine.shift[0, 0]), 4), (float(affine.shift[0, 1]), 4)]
     expected = [f(2**k * math.pi * p) for p, count in values for f in (math.sin, math.cos) for k in range(count)]
+    assert len(expected) == CODE_DIM
     torch.testing.assert_close(affine_code(affine)[0], torch.tensor(expected), rtol=0, atol=1e-4)
 
 
@@ -70,8 +61,6 @@ def test_the_code_of_the_inverse_is_not_the_negated_code() -> None:
     affine = drawn(5)
     code, back = affine_code(affine), affine_code(affine.inverse())
     assert (back + code).abs().max() > 1.0  # the original's mistake
-    found = decode_affine(back)
-    torch.testing.assert_close(found(affine.shift), torch.zeros(5, 2), rtol=0, atol=1e-6)
 
 
 # ---------------------------------------------------------------------- views

@@ -31,34 +31,32 @@ def test_several_blocks_are_side_by_side_with_the_last_at_the_end(tiny_encoder: 
     inputs = torch.randn(2, 3, *([frames] if frames > 1 else []), 32, 32)
     kinds = [AveragePool(3), AveragePool(1), AveragePool(2), AveragePool(4)]
     found = pooled(encoder, inputs, kinds)
-    layers = [layer.mean(dim=1) for layer in encoder(inputs, out_layers=[0, 1, 2, 3])]
+    layers = [layer.mean(dim=1) for layer in encoder(inputs, layers=[0, 1, 2, 3])]
     for kind, features in zip(kinds, found, strict=True):
         torch.testing.assert_close(features, torch.cat(layers[-kind.blocks :], dim=1), rtol=0, atol=1e-6)
     assert not any(block._forward_hooks for block in encoder.blocks)
 
 
-def test_without_the_final_norm_inner_blocks_are_as_they_are(tiny_encoder: EncoderFactory) -> None:
+def test_inner_blocks_pass_through_the_final_norm(tiny_encoder: EncoderFactory) -> None:
     encoder, images = scattered(tiny_encoder(depth=3)), torch.randn(2, 3, 32, 32)
     inner: list[Tensor] = []
     encoder.blocks[1].register_forward_hook(lambda _, __, out: inner.append(out))
-    plain, normed = pooled(encoder, images, [AveragePool(2, final_norm=False), AveragePool(2)])
-    assert torch.equal(plain[:, :32], inner[0].mean(dim=1))
-    assert torch.equal(plain[:, 32:], normed[:, 32:])
-    assert (plain[:, :32] - normed[:, :32]).abs().max() > 0.1
+    (found,) = pooled(encoder, images, [AveragePool(2)])
+    assert torch.equal(found[:, :32], encoder.norm(inner[0]).mean(dim=1))
+    assert (found[:, :32] - inner[0].mean(dim=1)).abs().max() > 0.1
 
 
 def test_more_blocks_than_there_are_and_encoders_without_blocks_are_refused(tiny_encoder: EncoderFactory) -> None:
-    with pytest.raises(ValueError, match="of 3 blocks are wanted, the encoder has 2: use fewer"):
+    with pytest.raises(ValueError, match="of 3 blocks are wanted, VisionTransformer shows 2: use fewer"):
         pooled(tiny_encoder(), torch.randn(1, 3, 32, 32), [AveragePool(3)])
-    with pytest.raises(ValueError, match="Identity has no blocks and norm to read: use blocks: 1"):
+    with pytest.raises(ValueError, match="Identity shows 1: use fewer"):
         pooled(nn.Identity(), torch.randn(1, 3, 32, 32), [AveragePool(2)])
     with pytest.raises(ValueError, match="must be at least 1, got 0"):
         AveragePool(0)
 
 
 def test_kinds_have_names() -> None:
-    names = [str(AveragePool()), str(AveragePool(4)), str(AveragePool(4, final_norm=False))]
-    assert names == ["last block", "last 4 blocks", "last 4 blocks without final norm"]
+    assert [str(AveragePool()), str(AveragePool(4))] == ["last block", "last 4 blocks"]
 
 
 def test_raw_pixels_are_averages_of_boxes() -> None:

@@ -68,22 +68,14 @@ def part_of(rotation: Rotation | None, row: int, length: int) -> Rotation | None
     return None if rotation is None else Rotation(*(part[row : row + 1, :, :length] for part in rotation))
 
 
+def energy_of(block: EnergyTransformer, g: Tensor, rotation: Rotation | None = None) -> Tensor:
+    """The sum of the papers over sequences; a batch of one is a packed list."""
+    sequences = g[0].split(LENGTHS) if len(g) == 1 else g.unbind()
+    energies = [naive_energy(block, x, part_of(rotation, row, len(x))) for row, x in enumerate(sequences)]
+    return torch.stack(energies).sum()
+
+
 # ---------------------------------------------------------------------- the energy and its gradient
-
-
-@pytest.mark.parametrize("hopfield", HOPFIELD)
-@pytest.mark.parametrize("attend_to_self", [True, False])
-@pytest.mark.parametrize("positions", POSITIONS)
-def test_the_energy_is_the_sum_of_the_papers_over_sequences(
-    hopfield: str, attend_to_self: bool, positions: RoPE | None
-) -> None:
-    block = block_of(hopfield=hopfield, attend_to_self=attend_to_self)
-    rotation, g = rotation_of(positions), torch.randn(3, 5, 24)
-    slow = sum(naive_energy(block, g[b], part_of(rotation, b, 5)) for b in range(3))
-    torch.testing.assert_close(block.energy(g, rotation), slow, rtol=1e-5, atol=1e-4)
-    packed = torch.cat([g[b, :length] for b, length in enumerate(LENGTHS)]).unsqueeze(0)
-    slow = sum(naive_energy(block, g[b, :n], part_of(rotation, b, n)) for b, n in enumerate(LENGTHS))
-    torch.testing.assert_close(block.energy(packed, rotation, Packing.of(PLACES, 3, 5)), slow, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("hopfield", HOPFIELD)
@@ -97,7 +89,7 @@ def test_a_step_follows_the_gradient_of_the_energy(
     packing = Packing.of(PLACES, 3, 5) if padding else None
     x, rotation = torch.randn(1, 9, 24) if padding else torch.randn(3, 5, 24), rotation_of(positions)
     g = block.norm(x).detach().requires_grad_()
-    energy = block.energy(g, rotation, packing)
+    energy = energy_of(block, g, rotation)
     (gradient,) = torch.autograd.grad(energy, g)
     stepped, measured = block(x, rotation, packing, measured=True)
     assert gradient.abs().max() > 0.1
@@ -109,9 +101,8 @@ def test_a_step_follows_the_gradient_of_the_energy(
 @pytest.mark.parametrize("hopfield", HOPFIELD)
 def test_parameters_get_the_gradient_of_the_differentiated_energy(hopfield: str) -> None:
     block, x = block_of(hopfield=hopfield, std=0.2, alpha=1.0), torch.randn(2, 4, 24)
-    packing, weights = None, torch.randn(2, 4, 24)
-    g = block.norm(x)
-    (gradient,) = torch.autograd.grad(block.energy(g, None, packing), g, create_graph=True)
+    weights, g = torch.randn(2, 4, 24), block.norm(x)
+    (gradient,) = torch.autograd.grad(energy_of(block, g), g, create_graph=True)
     parameters = list(block.parameters())
     closed = torch.autograd.grad((block(x)[0] * weights).sum(), parameters)
     twice = torch.autograd.grad(((x - gradient) * weights).sum(), parameters)
@@ -188,12 +179,12 @@ def test_layers_are_the_states_after_steps(tiny_encoder: EncoderFactory, positio
     encoder, images, context = build(depth=3), torch.randn(2, 3, 32, 32), torch.tensor([[4, 9], [1, 15]])
     shorter = build(depth=1)
     shorter.load_state_dict(encoder.state_dict())
-    last, first = encoder(images, context, out_layers=[2, 0])
+    last, first = encoder(images, context, layers=[2, 0])
     torch.testing.assert_close(first, shorter(images, context), rtol=0, atol=1e-6)
     torch.testing.assert_close(last, encoder(images, context), rtol=0, atol=1e-6)
     assert (last - first).abs().max() > 1e-3
-    with pytest.raises(ValueError, match=r"out_layers \[3\] of 3 blocks: use numbers from 0 to 2"):
-        encoder(images, out_layers=[3])
+    with pytest.raises(ValueError, match=r"layers \[3\] of 3 blocks: use numbers from 0 to 2"):
+        encoder(images, layers=[3])
 
 
 @pytest.mark.parametrize("hopfield", HOPFIELD)
@@ -229,7 +220,7 @@ def test_energies_are_measured_in_training_only(tiny_encoder: EncoderFactory) ->
     assert not any(value.requires_grad for value in energies.values())
     block = encoder.blocks[0]
     g = block.norm(encoder.patch_embed(images) + encoder.pos_embed)
-    torch.testing.assert_close(energies["energy_0"], block.energy(g).detach() / 32, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(energies["energy_0"], energy_of(block, g).detach() / 32, rtol=1e-5, atol=1e-4)
     assert not [name for name in encoder.state_dict() if "energies" in name]
 
 

@@ -256,7 +256,7 @@ def gradients(options: BlockOptions, rotation: Rotation | None) -> tuple[Tensor,
     torch.manual_seed(4)
     blocks, x = options.build(3, 24, 3, 2.0), torch.randn(6, 4, 24, requires_grad=True)
     passes = Passes(blocks)
-    y, _ = options.run(blocks, x, rotation)
+    (y,) = options.run(blocks, x, rotation)
     found = torch.autograd.grad(y.square().sum(), [x, *blocks.parameters()])
     return y, list(found), passes
 
@@ -279,7 +279,7 @@ def test_activations_are_kept_where_there_is_no_backward_pass_in_training(traini
     blocks, x = options.build(2, 8, 2, 2.0).train(training), torch.randn(1, 3, 8, requires_grad=True)
     passes = Passes(blocks)
     with torch.set_grad_enabled(grad):
-        y, _ = options.run(blocks, x)
+        (y,) = options.run(blocks, x)
     if grad:
         y.sum().backward()
     assert passes.count == 2
@@ -291,17 +291,22 @@ def test_outputs_of_inner_blocks_come_in_the_order_asked_for() -> None:
     steps = [x]
     for block in blocks:
         steps.append(block(steps[-1]))
-    last, kept = options.run(blocks, x, out_layers=[2, 0])
-    assert torch.equal(last, steps[3])
-    assert [torch.equal(a, b) for a, b in zip(kept, (steps[3], steps[1]), strict=True)] == [True, True]
-    assert options.run(blocks, x)[1] == []
+    for layers, expected in (([2, 0], [3, 1]), ([-1, -3], [3, 1]), (None, [3]), ([], [])):
+        found = options.run(blocks, x, layers=layers)
+        assert [torch.equal(a, steps[b]) for a, b in zip(found, expected, strict=True)] == [True] * len(expected)
 
 
-@pytest.mark.parametrize("number", [3, -1, 24])
+def test_without_blocks_tokens_stay_as_they_are() -> None:
+    options, x = BlockOptions(), torch.randn(2, 3, 8)
+    (found,) = options.run(options.build(0, 8, 2, 2.0), x)
+    assert found is x
+
+
+@pytest.mark.parametrize("number", [3, -4, 24])
 def test_a_block_that_does_not_exist_is_refused_with_the_numbers_that_do(number: int) -> None:
     options = BlockOptions()
-    with pytest.raises(ValueError, match=rf"out_layers \[0, {number}\] of 3 blocks: use numbers from 0 to 2"):
-        options.run(options.build(3, 8, 2, 2.0), torch.randn(1, 2, 8), out_layers=[0, number])
+    with pytest.raises(ValueError, match=rf"layers \[0, {number}\] of 3 blocks: use numbers from 0 to 2"):
+        options.run(options.build(3, 8, 2, 2.0), torch.randn(1, 2, 8), layers=[0, number])
 
 
 # ---------------------------------------------------------------------- sequences of different lengths
@@ -323,13 +328,13 @@ def test_packed_sequences_equal_each_alone_also_in_gradient(options: BlockOption
     packing, x, alone = packed_and_alone()
     index = torch.randint(16, (3, 5))
     weights = torch.randn(x.shape)
-    together, kept = options.run(blocks, x, turned(index, rotary), [0], packing)
+    first, together = options.run(blocks, x, turned(index, rotary), packing, [0, 1])
     parts = []
     for number, (length, part) in enumerate(zip(LENGTHS, alone, strict=True)):
-        parts.append(options.run(blocks, part, turned(index[number : number + 1, :length], rotary), [0]))
-    expected = torch.cat([part for part, _ in parts], dim=1)
+        parts.append(options.run(blocks, part, turned(index[number : number + 1, :length], rotary), layers=[0, 1]))
+    expected = torch.cat([last for _, last in parts], dim=1)
     torch.testing.assert_close(together, expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(kept[0], torch.cat([layers[0] for _, layers in parts], dim=1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(first, torch.cat([part for part, _ in parts], dim=1), rtol=0, atol=1e-5)
     inputs = [x, *blocks.parameters()]
     gradients = [torch.autograd.grad((y * weights).sum(), inputs) for y in (together, expected)]
     for a, b in zip(*gradients, strict=True):

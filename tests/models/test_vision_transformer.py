@@ -360,17 +360,17 @@ def test_outputs_of_inner_blocks_pass_the_final_norm(video_encoder: EncoderFacto
     for number, block in enumerate(encoder.blocks):
         block.register_forward_hook(lambda _, __, out, number=number: seen.update({number: out}))
     for where in (None, context):
-        layers = encoder(clip, where, out_layers=[2, 0])
+        layers = encoder(clip, where, layers=[2, 0])
         assert len(layers) == 2
         torch.testing.assert_close(layers[0], encoder.norm(seen[2]), rtol=0, atol=0)
         torch.testing.assert_close(layers[1], encoder.norm(seen[0]), rtol=0, atol=0)
         torch.testing.assert_close(layers[0], encoder(clip, where), rtol=0, atol=1e-6)
-    assert encoder(clip, out_layers=[]) == []
+    assert encoder(clip, layers=[]) == []
 
 
 def test_an_inner_block_that_does_not_exist_is_refused(video_encoder: EncoderFactory) -> None:
-    with pytest.raises(ValueError, match=r"out_layers \[0, 2\] of 2 blocks: use numbers from 0 to 1"):
-        video_encoder()(torch.randn(1, 3, 4, 32, 32), out_layers=[0, 2])
+    with pytest.raises(ValueError, match=r"layers \[0, 2\] of 2 blocks: use numbers from 0 to 1"):
+        video_encoder()(torch.randn(1, 3, 4, 32, 32), layers=[0, 2])
 
 
 @pytest.mark.parametrize("frames", [1, 3, 5])
@@ -444,9 +444,9 @@ def test_inner_layers_of_samples_with_different_numbers_of_tokens_equal_those_of
 ) -> None:
     encoder, inputs = tiny_encoder(depth=3), torch.randn(3, 3, 32, 32)
     context = torch.tensor([row + [-1] * (6 - len(row)) for row in ROWS])
-    layers = encoder(inputs, padded(context), out_layers=[2, 0])
+    layers = encoder(inputs, padded(context), layers=[2, 0])
     for b, row in enumerate(ROWS):
-        alone = encoder(inputs[b : b + 1], torch.tensor([row]), out_layers=[2, 0])
+        alone = encoder(inputs[b : b + 1], torch.tensor([row]), layers=[2, 0])
         for layer, expected in zip(layers, alone, strict=True):
             torch.testing.assert_close(layer[b : b + 1, : len(row)], expected, rtol=0, atol=1e-5)
 

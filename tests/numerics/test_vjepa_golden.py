@@ -107,7 +107,7 @@ def test_tokens_of_the_whole_clip(run: Run, network: str, name: str) -> None:
 
 
 def test_outputs_of_inner_blocks(run: Run) -> None:
-    layers = run.untrained.encoder(run.numbers["images"], out_layers=[0, 1])
+    layers = run.untrained.encoder(run.numbers["images"], layers=[0, 1])
     for number, tokens in enumerate(layers):
         assert_near(tokens, run.numbers[f"out_layers.{number}"])
 

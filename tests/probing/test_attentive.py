@@ -242,7 +242,7 @@ def test_the_branch_is_the_one_that_was_asked_for(checkpoint: str) -> None:
 def test_several_blocks_are_read_one_after_the_other(checkpoint: str) -> None:
     inputs, encoder = torch.randn(2, 3, 16, 16), load(checkpoint).target_encoder
     tokens = probe(checkpoint, out_layers=[1, 0]).encode(inputs)
-    last, first = encoder(inputs, out_layers=[1, 0])
+    last, first = encoder(inputs, layers=[1, 0])
     assert tokens.shape == (2, 8, 16)
     assert torch.equal(tokens, torch.cat([last, first], dim=1))
     assert torch.equal(last, encoder(inputs))

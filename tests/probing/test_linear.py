@@ -132,7 +132,7 @@ def test_a_head_equals_a_plain_loop(checkpoint: str, quiet_trainer: TrainerFacto
         for inputs, _, labels, *_ in batches:
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            tokens = [t.mean(dim=1) for t in encoder(inputs, out_layers=[0, 1])]
+            tokens = [t.mean(dim=1) for t in encoder(inputs, layers=[0, 1])]
             loss = torch.nn.functional.cross_entropy(head(torch.cat([tokens[-1], *tokens], dim=1)), labels)
             optimizer.zero_grad()
             loss.backward()
@@ -160,7 +160,7 @@ def test_heads_read_the_features_that_their_names_say(checkpoint: str) -> None:
     trained, random = jl.load_encoder(checkpoint), module.untrained
     expected = []
     for encoder in (trained, random):
-        last = [tokens.mean(dim=1) for tokens in encoder(images, out_layers=[0, 1])]
+        last = [tokens.mean(dim=1) for tokens in encoder(images, layers=[0, 1])]
         expected += [last[1], torch.cat(last, dim=1)]
     expected.append(raw_pixels(images))
     assert [(p.encoder, p.kind) for p in module.parts] == [
