@@ -323,20 +323,23 @@ class JEPA(Method):
         self.update_target_encoder()
 
     def update_target_encoder(self) -> None:
-        """The EMA update of an optimizer step that has been taken; nothing if it was done already."""
+        """Make the EMA update of an optimizer step, once."""
         if self._finished_steps is not None and self.global_step > self._finished_steps:
             if self.momentum is not None:
                 ema_update(self.target_encoder, self.encoder, self.next_momentum)
             self._finished_steps = self.global_step
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The state after the last finished step.
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the target encoder of the last finished step.
 
-        Lightning calls the callbacks' ``on_train_batch_end`` before ours: a ModelCheckpoint that saves there would
-        store the target encoder of the step before, and a resumed run would lose one update.
+        Lightning calls the callbacks' ``on_train_batch_end`` before ours: what a ModelCheckpoint writes there would
+        hold the target encoder of the step before, and a resumed run would miss one update.
         """
+        if self._finished_steps is None or self.global_step == self._finished_steps:
+            return
         self.update_target_encoder()
-        return cast(dict[str, Any], super().state_dict(*args, **kwargs))
+        state = self.trainer.strategy.lightning_module_state_dict()  # of sharded networks the checkpoint has a copy
+        checkpoint["state_dict"].update({k: v for k, v in state.items() if k.startswith("target_encoder.")})
 
     # ------------------------------------------------------------------ set-up
 
