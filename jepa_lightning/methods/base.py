@@ -17,7 +17,7 @@ from jepa_lightning import metrics
 from jepa_lightning.distributed import shard
 from jepa_lightning.losses import Regularizer
 from jepa_lightning.masking import MaskedBatch, TokenMasks
-from jepa_lightning.masking.padded import without_padding
+from jepa_lightning.masking.padded import Padded, without_padding
 from jepa_lightning.masking.tokens import Family
 from jepa_lightning.methods.groups import OptimizerFactory, apart, groups_of
 from jepa_lightning.models import Encoder, ema_copy, ema_update, evaluating, frozen_copy, target_tokens
@@ -211,7 +211,9 @@ class JEPA(Method):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
             return target_tokens(self.target_encoder, inputs, self.target_layers)
 
-    def regularized(self, loss: Tensor, contexts: Sequence[Tensor], masks: Sequence[TokenMasks]) -> dict[str, Tensor]:
+    def regularized(
+        self, loss: Tensor, contexts: Sequence[Tensor], masks: Sequence[TokenMasks | Family]
+    ) -> dict[str, Tensor]:
         """``{"loss": loss}``; with a regularizer its weighted terms are added to the loss, and all parts are named.
 
         Each sample counts once, by the mean of its context tokens: tokens of a sample depend on each other, and taken
@@ -363,7 +365,7 @@ class JEPA(Method):
 
 
 @torch.no_grad()
-def watched(context: Tensor, predicted: Tensor, target: Tensor, masks: Family) -> dict[str, Tensor]:
+def watched(masks: Family, context: Tensor, predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
     """What is logged beside the loss of a prediction, and not trained: tokens (..., D) of one family of masks."""
     context = without_padding(context, masks.context)
     predicted, target = (without_padding(values, masks.targets) for values in (predicted, target))
@@ -375,7 +377,7 @@ def watched(context: Tensor, predicted: Tensor, target: Tensor, masks: Family) -
     }
 
 
-def _mean(tokens: Float[Tensor, "batch n dim"], index: Int[Tensor, "batch n"]) -> Float[Tensor, "batch dim"]:
-    """The tokens of each sample, averaged; those of a negative index only fill up the batch."""
-    kept = (index >= 0).unsqueeze(-1)
+def _mean(tokens: Float[Tensor, "batch n dim"], index: Int[Tensor, "batch n"] | Padded) -> Float[Tensor, "batch dim"]:
+    """The tokens of each sample, averaged, without those of padding."""
+    kept = ((index.indices if isinstance(index, Padded) else index) >= 0).unsqueeze(-1)
     return (tokens * kept).sum(dim=1) / kept.sum(dim=1)
