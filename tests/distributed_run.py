@@ -98,7 +98,8 @@ def whole(tensor: Any) -> torch.Tensor:
 
 
 class Record(Callback):
-    def __init__(self) -> None:
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
         self.losses: list[float] = []
         self.gradients: list[dict[str, torch.Tensor]] = []
 
@@ -108,10 +109,11 @@ class Record(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *rest: Any) -> None:
         self.losses.append(float(trainer.callback_metrics["train/loss"]))  # the mean over processes
+        trainer.save_checkpoint(self.checkpoint, weights_only=True)  # before the module's own hook
 
 
 def train(devices: int, strategy: str, out: str, images: str, method: str) -> None:
-    record, model = Record(), module(method)
+    record, model = Record(Path(out) / f"{strategy}-{method}.ckpt"), module(method)
     chosen = FSDP2Strategy() if strategy == "fsdp2" else strategy
     trainer = Trainer(
         accelerator="cpu", devices=devices, strategy=chosen, max_epochs=1, logger=False, callbacks=[record],
@@ -123,8 +125,10 @@ def train(devices: int, strategy: str, out: str, images: str, method: str) -> No
     loader = ImageDataModule(Folder(images), masks=partial(MultiBlock, min_keep=1), batch_size=4, num_workers=0,
                              img_size=32, patch_size=8).train_dataloader()  # fmt: skip
     drawn = next(iter(loader))
+    saved = torch.load(record.checkpoint, weights_only=True)["state_dict"]
     torch.save(
         {
+            "saved": saved,
             "losses": record.losses,
             "gradients": record.gradients,
             "state": state,

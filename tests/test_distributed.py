@@ -65,6 +65,17 @@ def test_two_processes_equal_one_on_the_concatenated_batch(
             torch.testing.assert_close(tensor, expected["state"][name], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("strategy", ["auto", "ddp", "fsdp2"])
+def test_a_checkpoint_written_when_a_batch_ends_holds_the_update_of_that_step(
+    strategy: str, seen: Callable[..., Any]
+) -> None:
+    for method in ("ijepa", "saccade"):  # saccade has BatchNorm, whose statistics are averaged too
+        for process in seen(1 if strategy == "auto" else 2, strategy)[method]:
+            assert process["saved"].keys() == process["state"].keys()
+            for name, tensor in process["state"].items():
+                assert torch.equal(process["saved"][name], tensor), name
+
+
 def test_terms_of_the_whole_batch_are_in_two_processes_what_they_are_in_one(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(LOSSES), str(tmp_path)]

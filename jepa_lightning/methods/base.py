@@ -17,7 +17,7 @@ from jepa_lightning import metrics
 from jepa_lightning.distributed import shard
 from jepa_lightning.losses import Regularizer
 from jepa_lightning.masking import MaskedBatch, TokenMasks
-from jepa_lightning.masking.padded import without_padding
+from jepa_lightning.masking.padded import Padded, without_padding
 from jepa_lightning.masking.tokens import Family
 from jepa_lightning.methods.groups import OptimizerFactory, apart, groups_of
 from jepa_lightning.models import Encoder, ema_copy, ema_update, evaluating, frozen_copy, target_tokens
@@ -211,7 +211,9 @@ class JEPA(Method):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
             return target_tokens(self.target_encoder, inputs, self.target_layers)
 
-    def regularized(self, loss: Tensor, contexts: Sequence[Tensor], masks: Sequence[TokenMasks]) -> dict[str, Tensor]:
+    def regularized(
+        self, loss: Tensor, contexts: Sequence[Tensor], masks: Sequence[TokenMasks | Family]
+    ) -> dict[str, Tensor]:
         """``{"loss": loss}``; with a regularizer its weighted terms are added to the loss, and all parts are named.
 
         Each sample counts once, by the mean of its context tokens: tokens of a sample depend on each other, and taken
@@ -323,20 +325,23 @@ class JEPA(Method):
         self.update_target_encoder()
 
     def update_target_encoder(self) -> None:
-        """The EMA update of an optimizer step that has been taken; nothing if it was done already."""
+        """Make the EMA update of an optimizer step, once."""
         if self._finished_steps is not None and self.global_step > self._finished_steps:
             if self.momentum is not None:
                 ema_update(self.target_encoder, self.encoder, self.next_momentum)
             self._finished_steps = self.global_step
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The state after the last finished step.
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the target encoder of the last finished step.
 
-        Lightning calls the callbacks' ``on_train_batch_end`` before ours: a ModelCheckpoint that saves there would
-        store the target encoder of the step before, and a resumed run would lose one update.
+        Lightning calls the callbacks' ``on_train_batch_end`` before ours: what a ModelCheckpoint writes there would
+        hold the target encoder of the step before, and a resumed run would miss one update.
         """
+        if self._finished_steps is None or self.global_step == self._finished_steps:
+            return
         self.update_target_encoder()
-        return cast(dict[str, Any], super().state_dict(*args, **kwargs))
+        state = self.trainer.strategy.lightning_module_state_dict()  # of sharded networks the checkpoint has a copy
+        checkpoint["state_dict"].update({k: v for k, v in state.items() if k.startswith("target_encoder.")})
 
     # ------------------------------------------------------------------ set-up
 
@@ -360,7 +365,7 @@ class JEPA(Method):
 
 
 @torch.no_grad()
-def watched(context: Tensor, predicted: Tensor, target: Tensor, masks: Family) -> dict[str, Tensor]:
+def watched(masks: Family, context: Tensor, predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
     """What is logged beside the loss of a prediction, and not trained: tokens (..., D) of one family of masks."""
     context = without_padding(context, masks.context)
     predicted, target = (without_padding(values, masks.targets) for values in (predicted, target))
@@ -372,7 +377,7 @@ def watched(context: Tensor, predicted: Tensor, target: Tensor, masks: Family) -
     }
 
 
-def _mean(tokens: Float[Tensor, "batch n dim"], index: Int[Tensor, "batch n"]) -> Float[Tensor, "batch dim"]:
-    """The tokens of each sample, averaged; those of a negative index only fill up the batch."""
-    kept = (index >= 0).unsqueeze(-1)
+def _mean(tokens: Float[Tensor, "batch n dim"], index: Int[Tensor, "batch n"] | Padded) -> Float[Tensor, "batch dim"]:
+    """The tokens of each sample, averaged, without those of padding."""
+    kept = ((index.indices if isinstance(index, Padded) else index) >= 0).unsqueeze(-1)
     return (tokens * kept).sum(dim=1) / kept.sum(dim=1)

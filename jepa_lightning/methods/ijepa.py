@@ -40,56 +40,20 @@ one sample may still become alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepa_lightning.masking import MaskedBatch, gather_tokens
-from jepa_lightning.masking.padded import mean_of
-from jepa_lightning.methods.base import JEPA, Observed, watched
-from jepa_lightning.models import Encoder, Predictor
-from jepa_lightning.schedules import Schedule
+from jepa_lightning.masking import MaskedBatch
+from jepa_lightning.methods.masked import MaskedJEPA
+
+smooth_l1 = partial(F.smooth_l1_loss, reduction="none")
 
 
-class IJEPA(JEPA):
-    """Image JEPA (Assran et al. 2023).
-
-    Args:
-        encoder: The context encoder, the network that is trained and kept.
-        predictor: Builds the predictor for an encoder, so that sizes are said once.
-        lr: Learning rate by optimizer step.
-        weight_decay: Weight decay by optimizer step; biases, norms and other vectors are never decayed.
-        momentum: Momentum of the target encoder by optimizer step; null for no EMA copy.
-        options: betas, ipe_scale, compile, regularizer (VarianceCovariance is C-JEPA's), stop_gradient,
-            target_layers and optimizer, as in JEPA.
-    """
-
-    def __init__(
-        self,
-        encoder: Encoder,
-        predictor: Callable[[Encoder], Predictor],
-        lr: Schedule,
-        weight_decay: Schedule,
-        momentum: Schedule | None,
-        **options: Any,
-    ) -> None:
-        super().__init__(encoder, lr, weight_decay, momentum, **options)
-        self.predictor = predictor(encoder)
+class IJEPA(MaskedJEPA):
+    """Image JEPA (Assran et al. 2023); C-JEPA (Mo and Tong 2024) with ``regularizer: VarianceCovariance``."""
 
     def losses(self, batch: MaskedBatch) -> dict[str, Tensor]:
-        """Smooth L1 between predicted and target features, and how good that is."""
-        grid = self.encoder.grid_of(batch.inputs)
-        features = F.layer_norm(self.targets_of(batch.inputs), (self.embed_dim,))  # (B, N, D)
-        losses, contexts = [], []
-        for family, masks in enumerate(batch.families()):
-            context = self.encoder(batch.inputs, masks.context)  # (B, Nc, D)
-            predicted = self.predictor(context, masks.context, masks.targets, family, grid)  # (B, M, Nt, D)
-            target = gather_tokens(features, masks.targets)  # (B, M, Nt, D)
-            losses.append(mean_of(F.smooth_l1_loss(predicted, target, reduction="none"), masks.targets))
-            contexts.append(context)
-        self.observe(Observed(batch.masks[-1], grid, context, predicted, features))  # of the last family
-        loss = self.regularized(torch.stack(losses).mean(), contexts, batch.masks)
-        return {**loss, **watched(context, predicted, target, masks)}
+        """Smooth L1 between predicted and target features, and how good the predictions are."""
+        return self.mean_distance(self.predictions(batch), smooth_l1)

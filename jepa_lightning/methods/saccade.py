@@ -31,7 +31,7 @@ term is zero for a predictor that is never wrong, whatever the encoder does; the
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,7 @@ from jepa_lightning.losses import Regularizer, VarianceCovariance
 from jepa_lightning.masking import MaskedBatch, TokenMasks
 from jepa_lightning.masking.tokens import Family
 from jepa_lightning.methods.base import JEPA, Observed, watched
+from jepa_lightning.methods.groups import OptimizerFactory
 from jepa_lightning.models import AffineMLP, AffineViews, Encoder, affine_code
 from jepa_lightning.schedules import Schedule
 
@@ -59,25 +60,27 @@ class SaccadeJEPA(JEPA):
         momentum: Momentum of the target encoder by optimizer step; null for no EMA copy.
         views: How far views may be turned and moved; null for the original's 2 degrees and 0.9.
         cycle_weight: Weight of the cycle term; 0 leaves it out.
+        betas: The two decay rates of AdamW.
+        ipe_scale: Length of the schedules over the length of the training; above 1 they are not finished.
+        compile: Compile the networks with torch.compile; the first steps then take minutes.
         regularizer: Keeps the features of a batch apart; null for VarianceCovariance with the original's weights.
-        options: betas, ipe_scale, compile, stop_gradient, target_layers and optimizer, as in JEPA.
+        stop_gradient: Keep gradients out of the targets.
+        target_layers: How many last blocks of the target encoder the targets are averaged over; null for all.
+        optimizer: Makes the optimizer, for example jepa_lightning.muon.Muon; null for AdamW with ``betas``.
     """
 
     def __init__(
-        self,
-        encoder: Encoder,
-        predictor: Callable[[Encoder], AffineMLP],
-        lr: Schedule,
-        weight_decay: Schedule,
-        momentum: Schedule | None,
-        *,
-        views: AffineViews | None = None,
-        cycle_weight: float = 0.25,
-        regularizer: Regularizer | None = None,
-        **options: Any,
-    ) -> None:
+        self, encoder: Encoder, predictor: Callable[[Encoder], AffineMLP], lr: Schedule, weight_decay: Schedule,
+        momentum: Schedule | None, *, views: AffineViews | None = None, cycle_weight: float = 0.25,
+        betas: tuple[float, float] = (0.9, 0.999), ipe_scale: float = 1.0, compile: bool = False,
+        regularizer: Regularizer | None = None, stop_gradient: bool = True, target_layers: int | None = 1,
+        optimizer: OptimizerFactory | None = None,
+    ) -> None:  # fmt: skip
         regularizer = regularizer or VarianceCovariance(variance_weight=25.0, covariance_weight=1.0, std=4.0)
-        super().__init__(encoder, lr, weight_decay, momentum, regularizer=regularizer, **options)
+        super().__init__(
+            encoder, lr, weight_decay, momentum, betas, ipe_scale, compile, regularizer, stop_gradient, target_layers,
+            optimizer,
+        )  # fmt: skip
         self.predictor = predictor(encoder)
         self.views, self.cycle_weight = views or AffineViews(), cycle_weight
 
@@ -102,5 +105,5 @@ class SaccadeJEPA(JEPA):
         return {
             "loss": loss,
             **{name: value.detach() for name, value in parts.items()},
-            **watched(seen, block, target[:, None, None], Family(*masks)),
+            **watched(Family(*masks), seen, block, target[:, None, None]),
         }

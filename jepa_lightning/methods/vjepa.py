@@ -33,14 +33,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from jepa_lightning.masking import MaskedBatch, Padded, gather_tokens
-from jepa_lightning.masking.padded import mean_of
-from jepa_lightning.methods.base import JEPA, Observed, watched
+from jepa_lightning.losses import Regularizer
+from jepa_lightning.masking import MaskedBatch, Padded
+from jepa_lightning.methods.groups import OptimizerFactory
+from jepa_lightning.methods.masked import MaskedJEPA
 from jepa_lightning.models import Encoder, Predictor
 from jepa_lightning.schedules import Schedule
 
 
-class VJEPA(JEPA):
+class VJEPA(MaskedJEPA):
     """Video JEPA (Bardes et al. 2024) and V-JEPA 2 (Assran et al. 2025).
 
     Args:
@@ -51,45 +52,40 @@ class VJEPA(JEPA):
         momentum: Momentum of the target encoder by optimizer step; null for no EMA copy.
         loss_exp: p of the distance mean(|prediction - target|^p) / p.
         share_mask_token: Use the first mask token for every family of masks, as the official V-JEPA 2 does.
-        options: betas, ipe_scale, compile, regularizer, stop_gradient, target_layers and optimizer, as in JEPA.
+        betas: The two decay rates of AdamW.
+        ipe_scale: Length of the schedules over the length of the training; above 1 they are not finished.
+        compile: Compile the networks with torch.compile; the first steps then take minutes.
+        regularizer: A term on the context features of each family of masks, SIGReg or VarianceCovariance; null for
+            none. The official variance term, of the predictions, is logged only.
+        stop_gradient: Keep gradients out of the targets.
+        target_layers: How many last blocks of the target encoder the targets are averaged over; null for all.
+        optimizer: Makes the optimizer, for example jepa_lightning.muon.Muon; null for AdamW with ``betas``.
     """
 
     def __init__(
-        self,
-        encoder: Encoder,
-        predictor: Callable[[Encoder], Predictor],
-        lr: Schedule,
-        weight_decay: Schedule,
-        momentum: Schedule | None,
-        *,
-        loss_exp: float = 1.0,
-        share_mask_token: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__(encoder, lr, weight_decay, momentum, **options)
-        self.predictor = predictor(encoder)
+        self, encoder: Encoder, predictor: Callable[[Encoder], Predictor], lr: Schedule, weight_decay: Schedule,
+        momentum: Schedule | None, *, loss_exp: float = 1.0, share_mask_token: bool = False,
+        betas: tuple[float, float] = (0.9, 0.999), ipe_scale: float = 1.0, compile: bool = False,
+        regularizer: Regularizer | None = None, stop_gradient: bool = True, target_layers: int | None = 1,
+        optimizer: OptimizerFactory | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            encoder, predictor, lr, weight_decay, momentum, betas=betas, ipe_scale=ipe_scale, compile=compile,
+            regularizer=regularizer, stop_gradient=stop_gradient, target_layers=target_layers, optimizer=optimizer,
+        )  # fmt: skip
         self.loss_exp, self.share_mask_token = loss_exp, share_mask_token
 
     def losses(self, batch: MaskedBatch) -> dict[str, Tensor]:
-        """The distance between predicted and target features, and how good that is."""
-        grid = self.encoder.grid_of(batch.inputs)
-        features = F.layer_norm(self.targets_of(batch.inputs), (self.embed_dim,))  # (B, N, D)
-        losses, contexts, spread = [], [], []
-        for family, masks in enumerate(batch.families()):
-            context = self.encoder(batch.inputs, masks.context)  # (B, Nc, D)
-            target = gather_tokens(features, masks.targets)  # (B, M, Nt, D)
-            token = 0 if self.share_mask_token else family
-            predicted = self.predictor(context, masks.context, masks.targets, token, grid, target)  # (B, M, Nt, D)
-            losses.append(mean_of((predicted - target).abs().pow(self.loss_exp), masks.targets) / self.loss_exp)
-            contexts.append(context)
-            spread.append(spread_of(predicted.detach(), masks.targets))
-        variance = F.relu(1.0 - torch.stack(spread).mean(dim=0)).mean()
-        self.observe(Observed(batch.masks[-1], grid, context, predicted, features))  # of the last family
-        return {
-            **self.regularized(torch.stack(losses).mean(), contexts, batch.masks),
-            "variance": variance,
-            **watched(context, predicted, target, masks),
-        }
+        """The distance between predicted and target features, and how good the predictions are."""
+        predictions = self.predictions(batch, self.share_mask_token)
+        spread = torch.stack([spread_of(p.predicted.detach(), p.masks.targets) for p in predictions]).mean(dim=0)
+        return {**self.mean_distance(predictions, self.distance), "variance": F.relu(1.0 - spread).mean()}
+
+    def distance(
+        self, predicted: Float[Tensor, "batch m nt dim"], target: Float[Tensor, "batch m nt dim"]
+    ) -> Float[Tensor, "batch m nt dim"]:
+        """|predicted - target|^p / p."""
+        return (predicted - target).abs().pow(self.loss_exp) / self.loss_exp
 
     def setup(self, stage: str) -> None:
         """Leave mask tokens that no family uses out of training: without a gradient they would stop DDP."""
@@ -117,10 +113,7 @@ class VJEPA(JEPA):
         super().on_train_batch_start(batch, batch_idx)
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """`trainer.gradient_clip_val` for encoder and predictor separately, in epochs after those of the warm-up.
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -21,6 +24,7 @@ EncoderFactory = Callable[..., VisionTransformer]
 IJEPAFactory = Callable[..., IJEPA]
 BatchFactory = Callable[..., MaskedBatch]
 TrainerFactory = Callable[..., Trainer]
+MOVED = "target_encoder.blocks.0.attn.qkv.weight"
 
 
 def loader(batches: list[MaskedBatch]) -> DataLoader[Any]:
@@ -98,30 +102,73 @@ def test_the_average_moves_once_per_batch_without_accumulation(
     twin.assert_equal(module)
 
 
-def test_a_state_saved_when_a_batch_ends_already_holds_the_update_of_that_step(
+class Finished(Callback):
+    """The state between two batches, by optimizer step."""
+
+    def __init__(self) -> None:
+        self.states: dict[int, dict[str, Tensor]] = {}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        self.states[trainer.global_step] = copied(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.states[trainer.global_step] = copied(pl_module)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_checkpoint_that_lightning_writes_when_a_batch_ends_holds_the_update_of_that_step(
+    accumulate: int, tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory, quiet_trainer: TrainerFactory, tmp_path: Path
+) -> None:
+    saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    finished, twin, module = Finished(), Twin(lambda step: 0.9), tiny_ijepa()
+    trainer = quiet_trainer(
+        max_epochs=1, callbacks=[saver, finished, twin], enable_checkpointing=True, accumulate_grad_batches=accumulate
+    )
+    trainer.fit(module, loader([tiny_batch() for _ in range(6)]))
+    saved = {step: tmp_path / f"step={step}.ckpt" for step in range(1, 6 // accumulate + 1)}
+    assert sorted(saved.values()) == sorted(tmp_path.glob("*.ckpt"))
+    for step, path in saved.items():
+        state = torch.load(path, weights_only=True)["state_dict"]
+        assert state.keys() == finished.states[step].keys()
+        assert all(torch.equal(state[name], tensor) for name, tensor in finished.states[step].items())
+        assert not torch.equal(state[MOVED], finished.states[step - 1][MOVED])
+    twin.assert_equal(module)  # saving did not move it twice
+
+
+@pytest.mark.parametrize("when", ["in validation", "on an error"])
+def test_a_checkpoint_that_lightning_writes_elsewhere_holds_the_last_update(
+    when: str, tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory, quiet_trainer: TrainerFactory, tmp_path: Path
+) -> None:
+    class Fail(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            if trainer.global_step == 2:
+                raise RuntimeError("stopped by the test")
+
+        def on_exception(self, trainer: Trainer, *args: Any) -> None:
+            trainer.save_checkpoint(tmp_path / "saved.ckpt")
+
+    saver = ModelCheckpoint(tmp_path, "saved", monitor="val/loss", save_on_train_epoch_end=False)
+    callback = saver if when == "in validation" else Fail()
+    twin, module, batches = Twin(lambda step: 0.9), tiny_ijepa(), [tiny_batch() for _ in range(3)]
+    trainer = quiet_trainer(max_epochs=1, callbacks=[twin, callback], enable_checkpointing=True)
+    with pytest.raises(RuntimeError, match="stopped by the test") if when == "on an error" else nullcontext():
+        trainer.fit(module, loader(batches), loader(batches[:1]))
+    twin.assert_equal(module)
+    saved = torch.load(tmp_path / "saved.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(saved[name], tensor) for name, tensor in module.state_dict().items())
+
+
+def test_reading_the_state_changes_nothing(
     tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory, quiet_trainer: TrainerFactory
 ) -> None:
-    class Saver(Callback):
-        def __init__(self) -> None:
-            self.saved: list[dict[str, Tensor]] = []
-            self.finished: list[dict[str, Tensor]] = []
-
+    class Read(Callback):
         def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-            self.saved.append(copied(pl_module))
+            before = pl_module.target_encoder.blocks[0].attn.qkv.weight.clone()
+            assert torch.equal(pl_module.state_dict()[MOVED], before)
 
-        def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-            self.finished.append(copied(pl_module))
-
-        def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            self.finished.append(copied(pl_module))
-
-    saver, twin, module = Saver(), Twin(lambda step: 0.9), tiny_ijepa()
-    quiet_trainer(max_epochs=1, callbacks=[saver, twin]).fit(module, loader([tiny_batch() for _ in range(3)]))
-    for saved, finished in zip(saver.saved, saver.finished[1:], strict=True):
-        assert all(torch.equal(saved[name], tensor) for name, tensor in finished.items())
-    changed = "target_encoder.blocks.0.attn.qkv.weight"
-    assert not torch.equal(saver.finished[0][changed], saver.saved[0][changed])
-    twin.assert_equal(module)  # saving did not move it twice
+    twin, module = Twin(lambda step: 0.9), tiny_ijepa()
+    quiet_trainer(max_steps=3, callbacks=[Read(), twin]).fit(module, loader([tiny_batch() for _ in range(3)]))
+    twin.assert_equal(module)
 
 
 def test_the_target_encoder_gets_no_gradient_and_stays_in_eval_mode(
@@ -149,14 +196,6 @@ def test_the_target_encoder_starts_as_a_copy_of_the_encoder(tiny_ijepa: IJEPAFac
     assert module.target_encoder is not module.encoder
     copies = module.target_encoder.state_dict()
     assert all(torch.equal(tensor, copies[name]) for name, tensor in module.encoder.state_dict().items())
-
-
-def test_saving_a_module_that_was_never_trained_moves_nothing(tiny_ijepa: IJEPAFactory) -> None:
-    module = tiny_ijepa()
-    torch.nn.init.ones_(module.encoder.patch_embed.proj.weight)
-    before = copied(module.target_encoder)
-    module.state_dict()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in module.target_encoder.state_dict().items())
 
 
 # ---------------------------------------------------------------------- optimizer and schedules
