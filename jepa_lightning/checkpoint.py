@@ -20,6 +20,7 @@ from jepa_lightning.callbacks.config import CONFIG_KEY as CONFIG_KEY
 from jepa_lightning.messages import condense
 from jepa_lightning.methods.base import Method
 from jepa_lightning.models import Encoder, frozen_copy
+from jepa_lightning.preprocessing import Preprocessing
 from jepa_lightning.untrusted import read_torch
 
 _TABLES = ("pos_embed", "predictor_pos_embed")
@@ -155,7 +156,7 @@ def load_encoder(path: str | Path, branch: Literal["target", "context"] = "targe
     """The encoder of any checkpoint as a plain module, frozen, on the CPU: `tokens = encoder(inputs)`.
 
     ``encoder(inputs, layers=5)`` gives the tokens of another block, ``encoder.preprocess`` makes an input of an image,
-    a video or the path of one, ``encoder.normalize`` is the mean and the standard deviation that it expects.
+    a video or the path of one, ``encoder.normalize`` subtracts the mean and divides by the standard deviation.
 
     Args:
         path: A ``.ckpt`` that `jepa fit` wrote, a file in Meta's layout, a folder in Hugging Face's layout (or its name
@@ -169,17 +170,16 @@ def load_encoder(path: str | Path, branch: Literal["target", "context"] = "targe
         TypeError: If something is given that the file says itself.
         ValueError: Damaged, of no known layout, or without an encoder.
     """
-    from jepa_lightning.data.preprocess import Normalization, Preprocess
+    from jepa_lightning.data.preprocess import Preprocess
     from jepa_lightning.interop.layouts import open_layout
 
     layout = open_layout(path)
     networks = layout.networks(branch, **overrides)
     rank_zero_info(f"{path} ({layout.title}): the {networks.branch} encoder was read")
     encoder, wanted = networks.encoder, networks.preprocessing
-    normalization = Normalization(wanted.mean, wanted.std)
-    cut = wanted.shorter_side is not None
-    encoder.normalize = normalization
-    encoder.preprocess = Preprocess(wanted.size, encoder.num_frames, normalization, wanted.shorter_side, cut)
+    preprocessing = Preprocessing(wanted.size, mean=wanted.mean, std=wanted.std).with_shorter_side(wanted.shorter_side)
+    encoder.normalize = preprocessing.normalize
+    encoder.preprocess = Preprocess(preprocessing, encoder.num_frames)
     return encoder
 
 

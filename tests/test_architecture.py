@@ -23,24 +23,36 @@ MAY_IMPORT = {
     "distributed": set(),
     "lars": set(),
     "writing": set(),
+    "preprocessing": set(),
     "muon": {"distributed"},
     "losses": {"distributed"},
     # A BatchNorm's batch is that of all processes.
     "models": {"masking.tokens", "masking.padded", "distributed"},
     # A probe reads the checkpoint that it is given, when it is built.
     "methods": {"models", "losses", "masking", "schedules", "distributed", "metrics", "checkpoint", "writing"},
-    "data": {"masking", "distributed", "messages"},
+    "data": {"masking", "distributed", "messages", "preprocessing"},
     "evaluation": {"metrics", "distributed", "masking", "messages"},
     # `jepa predict` draws the same as the page, which looks at networks.
     "callbacks": {"evaluation", "metrics", "distributed", "masking", "checkpoint", "messages", "explore", "writing"},
-    "explore": {"callbacks.pictures", "data", "models", "masking", "interop", "checkpoint", "finding"},
+    "explore": {"callbacks.pictures", "data", "models", "masking", "interop", "checkpoint", "finding", "preprocessing"},
     # Its commands parse their arguments and find checkpoints as all commands do; exports are compared on real pictures.
     "interop": {
         *("models", "methods", "schedules", "masking", "checkpoint", "messages", "untrusted", "finding"),
         *("data.embedded", "data.moving_digits"),
     },
 }
-WITHOUT_LIGHTNING = ("models", "masking", "losses", "schedules", "metrics", "distributed", "lars", "muon", "writing")
+WITHOUT_LIGHTNING = (
+    "models",
+    "masking",
+    "losses",
+    "schedules",
+    "metrics",
+    "distributed",
+    "lars",
+    "muon",
+    "writing",
+    "preprocessing",
+)
 
 
 def module_of(path: Path) -> str:

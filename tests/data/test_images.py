@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
 
-from jepa_lightning.data import Folder, ImageDataModule
+from jepa_lightning.data import Folder, ImageDataModule, PretrainTransform
 from jepa_lightning.masking import MaskedBatch, MultiBlock
 
 
@@ -158,3 +159,12 @@ def test_non_square_images_get_masks_of_their_grid(image_folder: Path) -> None:
     masks: tuple[Tensor, Tensor] = batch.masks[0]
     assert batch.inputs.shape == (4, 3, 16, 48)
     assert max(int(mask.max()) for mask in masks) < 2 * 6
+
+
+def test_the_module_describes_what_evaluation_does_to_a_picture(image_folder: Path) -> None:
+    data = data_module(image_folder, transform=partial(PretrainTransform, crop_pct=0.75))
+    wanted = data.preprocessing
+    assert (wanted.size, wanted.crop_pct, wanted.mean) == ((32, 32), 0.75, data.mean)
+    seen = data.dataset("val", augment=False)[0].inputs
+    assert torch.equal(seen, pil_to_tensor(wanted.crop(data.images("val").image(0))))
+    assert torch.equal(data.normalize(seen[None])[0], wanted.normalize(seen))
