@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -14,6 +17,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP_PCT = 0.875
 """224 of 256 pixels: the fraction of the resized picture that evaluation keeps in the papers; timm's name for it."""
 WHITE = (255, 255, 255)
+THIN = 16
+"""Ratio between the sides of a picture from which on only the part that is kept is resized (for a square result): the
+whole of 2 x 20000 pixels would take gigabytes."""
 
 
 class Preprocessing(NamedTuple):
@@ -63,18 +69,55 @@ class Preprocessing(NamedTuple):
         scale = max(self.covered[0] / height, self.covered[1] / width)
         return [max(side, round(old * scale)) for side, old in zip(self.size, (height, width), strict=True)]
 
-    def resize(self, picture: Any) -> Any:
-        """Resize a PIL image, or a tensor (..., H, W), bilinearly with antialiasing."""
-        size = self.resized(*F.get_size(picture))
-        return F.resize(picture, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
+    def crop(self, picture: Any, view: int = 0, views: int = 1) -> Any:
+        """Resize a PIL image or uint8 frames (T, 3, H, W) bilinearly with antialiasing, and cut out its centre.
 
-    def crop(self, picture: Any) -> Any:
-        """Resize a PIL image, or a tensor (..., H, W), and cut out its centre."""
-        return F.center_crop(self.resize(picture), list(self.size))
+        Args:
+            picture: The image or the frames.
+            view: Which of several crops along the longer side, from 0.
+            views: Their number; 1 for the centre.
+        """
+        resized = self.resized(*F.get_size(picture))
+        slack = [new - side for new, side in zip(resized, self.size, strict=True)]
+        top, left = (round(rest / 2) if views == 1 else view * (rest // (views - 1)) for rest in slack)
+        if math.prod(resized) > THIN * math.prod(self.covered):
+            return _resize_part(picture, resized, (top, left, *self.size))
+        return F.crop(F.resize(picture, resized, InterpolationMode.BILINEAR, antialias=True), top, left, *self.size)
 
     def normalize(self, inputs: Tensor) -> Float[Tensor, "channels *size"]:
         """uint8, or float from 0 to 1, (C, H, W) or (C, T, H, W), to what an encoder takes."""
-        values = inputs.float() / 255.0 if inputs.dtype == torch.uint8 else inputs
-        shape = (-1, *[1] * (values.ndim - 1))
-        mean, std = (torch.tensor(statistic, device=values.device).view(shape) for statistic in (self.mean, self.std))
-        return (values - mean) / std
+        return normalize(inputs, self.mean, self.std)
+
+
+def normalize(inputs: Tensor, mean: Sequence[float], std: Sequence[float], axis: int = 0) -> Tensor:
+    """Subtract the mean and divide by the standard deviation of each channel.
+
+    Args:
+        inputs: uint8, or float from 0 to 1.
+        mean: One number for each channel.
+        std: Likewise.
+        axis: The axis of ``inputs`` that counts channels.
+    """
+    values = inputs.float().div_(255.0) if inputs.dtype == torch.uint8 else inputs.clone()  # one copy, not four
+    return values.sub_(_along(inputs, mean, axis)).div_(_along(inputs, std, axis))
+
+
+def denormalize(inputs: Tensor, mean: Sequence[float], std: Sequence[float], axis: int = 0) -> Tensor:
+    """The inverse of ``normalize``: values from 0 to 1."""
+    return inputs.float() * _along(inputs, std, axis) + _along(inputs, mean, axis)
+
+
+def _along(inputs: Tensor, values: Sequence[float], axis: int) -> Tensor:
+    """One value for each channel, in a shape that broadcasts to the inputs."""
+    return torch.tensor(values, device=inputs.device).view([-1 if i == axis else 1 for i in range(inputs.ndim)])
+
+
+def _resize_part(picture: Any, resized: list[int], part: tuple[int, int, int, int]) -> Any:
+    """Top, left, height and width of the resized picture, without making the rest: at most a rounding error apart."""
+    if isinstance(picture, Tensor):
+        frames = [_resize_part(F.to_pil_image(frame), resized, part) for frame in picture]
+        return torch.stack([F.pil_to_tensor(frame) for frame in frames])
+    top, left, height, width = part
+    rows, columns = picture.height / resized[0], picture.width / resized[1]
+    right, bottom = min(picture.width, (left + width) * columns), min(picture.height, (top + height) * rows)
+    return picture.resize((width, height), Image.Resampling.BILINEAR, (left * columns, top * rows, right, bottom))

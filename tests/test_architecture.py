@@ -23,25 +23,37 @@ MAY_IMPORT = {
     "distributed": set(),
     "lars": set(),
     "writing": set(),
+    "preprocessing": set(),
     "muon": {"distributed"},
     "losses": {"distributed"},
     # A BatchNorm's batch is that of all processes.
     "models": {"masking.tokens", "masking.padded", "distributed"},
     "methods": {"models", "losses", "masking", "schedules", "distributed", "metrics", "writing"},
     # A probe reads the checkpoint that it is given, when it is built.
-    "probing": {"methods", "models", "masking", "schedules", "distributed", "evaluation", "checkpoint", "interop"},
-    "data": {"masking", "distributed", "messages"},
+    "probing": {"methods.base", "methods.groups", "models", "masking", "schedules", "distributed", "evaluation", "weights"},
+    "data": {"masking", "distributed", "preprocessing"},
     "evaluation": {"metrics", "distributed", "masking", "messages"},
     # `jepa predict` draws the same as the page, which looks at networks.
     "callbacks": {"evaluation", "metrics", "distributed", "masking", "checkpoint", "messages", "explore", "writing"},
-    "explore": {"callbacks.pictures", "data", "models", "masking", "interop", "checkpoint", "finding"},
+    "explore": {"callbacks.pictures", "data", "models", "masking", "interop", "checkpoint", "finding", "preprocessing"},
     # Its commands parse their arguments and find checkpoints as all commands do; exports are compared on real pictures.
     "interop": {
         *("models", "methods", "probing", "schedules", "masking", "checkpoint", "messages", "untrusted", "finding"),
         *("data.embedded", "data.moving_digits"),
     },
 }
-WITHOUT_LIGHTNING = ("models", "masking", "losses", "schedules", "metrics", "distributed", "lars", "muon", "writing")
+WITHOUT_LIGHTNING = (
+    "models",
+    "masking",
+    "losses",
+    "schedules",
+    "metrics",
+    "distributed",
+    "lars",
+    "muon",
+    "writing",
+    "preprocessing",
+)
 
 
 def module_of(path: Path) -> str:

@@ -7,7 +7,7 @@ from jepa_lightning.data.embedded import DigitScenes
 from jepa_lightning.data.images import ImageDataModule, ImageDataset
 from jepa_lightning.data.moving_digits import MovingDigits
 from jepa_lightning.data.multi_crop import MultiCrop, MultiCropClip, Photometric
-from jepa_lightning.data.preprocess import Normalization, Preprocess
+from jepa_lightning.data.preprocess import Preprocess
 from jepa_lightning.data.sources import Folder, Images, ImageSource, Torchvision
 from jepa_lightning.data.transforms import CleanTransform, PretrainTransform, TrainTransform, Views
 from jepa_lightning.data.video_mixture import Mixture
@@ -32,7 +32,6 @@ __all__ = [
     "MovingDigits",
     "MultiCrop",
     "MultiCropClip",
-    "Normalization",
     "Photometric",
     "Preprocess",
     "PretrainClipTransform",

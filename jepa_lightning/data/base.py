@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from jepa_lightning import distributed
+from jepa_lightning import distributed, preprocessing
 from jepa_lightning.data.sampler import Draw, EpochSampler, ResumableLoader, Shares
 from jepa_lightning.masking import MaskCollator, MaskedBatch, MaskSampler, Sample, seeded
 from jepa_lightning.masking.sampler import Grid
+from jepa_lightning.preprocessing import Preprocessing
 
 MaskFactory = Callable[[Grid], MaskSampler]
 Classes = list[str] | list[list[str]]
@@ -110,6 +111,15 @@ class JEPADataModule(LightningDataModule):
             name = f"data.{self.group}img_size"
             raise ValueError(f"{name} {height}x{width} is not divisible by the model's patch_size {patch_size}")
         return (1, height // patch_size, width // patch_size)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What evaluation does to a picture or a frame of these data.
+
+        Raises:
+            ValueError: If the size was not given and there is no model to ask.
+        """
+        return Preprocessing(self.size(), mean=self.mean, std=self.std)
 
     def sampler(self) -> MaskSampler | None:
         """The mask sampler for the token grid of these inputs; None if there are no masks."""
@@ -238,24 +248,21 @@ class JEPADataModule(LightningDataModule):
         """uint8 images (B, C, H, W) or clips (B, [K,] C, T, H, W) to normalised float; float is taken as it is."""
         if inputs.dtype != torch.uint8:
             return inputs
-        mean, std = self._statistics(inputs)
-        return inputs.float().div_(255.0).sub_(mean).div_(std)  # one batch of memory, not four
+        return preprocessing.normalize(inputs, self.mean, self.std, _channels(inputs))
 
     def denormalize(self, inputs: Tensor) -> Tensor:
         """Normalised float back to values from 0 to 1, for pictures."""
-        mean, std = self._statistics(inputs)
-        return inputs.float() * std + mean
-
-    def _statistics(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        channels = 2 if inputs.ndim == 6 else 1  # several clips of a video stand before its channels
-        shape = [-1 if axis == channels else 1 for axis in range(inputs.ndim)]
-        mean, std = (torch.tensor(values, device=inputs.device).view(shape) for values in (self.mean, self.std))
-        return mean, std
+        return preprocessing.denormalize(inputs, self.mean, self.std, _channels(inputs))
 
     def on_after_batch_transfer(self, batch: MaskedBatch, dataloader_idx: int) -> MaskedBatch:
         """Lightning's hook: pixels travel as uint8 and become floats on the device."""
         views = tuple(self.normalize(v.flatten(0, 1)).unflatten(0, v.shape[:2]) for v in batch.views)
         return batch._replace(inputs=self.normalize(batch.inputs), views=views)
+
+
+def _channels(inputs: Tensor) -> int:
+    """The axis of the channels of a batch; several clips of a video stand before it."""
+    return 2 if inputs.ndim == 6 else 1
 
 
 def _default_workers() -> int:

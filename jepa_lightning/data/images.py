@@ -13,8 +13,6 @@ from jepa_lightning.data.embedded import DigitScenes
 from jepa_lightning.data.reading import ReadingDataModule, ReadingDataset, Unreadable
 from jepa_lightning.data.sources import Folder, Images, ImageSource, Listing, Split
 from jepa_lightning.data.transforms import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Beside,
     CleanTransform,
     PretrainTransform,
@@ -23,6 +21,7 @@ from jepa_lightning.data.transforms import (
     Views,
 )
 from jepa_lightning.masking import MultiBlock
+from jepa_lightning.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 Size = tuple[int, int]
 
@@ -113,17 +112,15 @@ class ImageDataModule(ReadingDataModule):
 
     def dataset(self, split: str, augment: bool) -> ImageDataset:
         """The samples of a split."""
-        train = self.transform(self.size())
-        return self._dataset(split, train if augment else self._clean(train), augment)
+        return self._dataset(split, self.transform(self.size()) if augment else self._clean(), augment)
 
     def evaluation_dataset(self, split: str) -> ImageDataset:
         """Clean images, with views beside them, the same every time, if training has views."""
         train = self.transform(self.size())
-        clean = self._clean(train)
-        return self._dataset(split, Beside(clean, train) if train.several else clean, False)
+        return self._dataset(split, Beside(self._clean(), train) if train.several else self._clean(), False)
 
-    def _clean(self, train: TrainTransform) -> CleanTransform:
-        return CleanTransform(self.size(), train.crop_pct)
+    def _clean(self) -> CleanTransform:
+        return CleanTransform(*self.preprocessing[:2])
 
     def _dataset(self, split: str, transform: Transform, replace: bool) -> ImageDataset:
         return ImageDataset(self.images(cast(Split, split)), transform, self.seed, replace, self.report)

@@ -21,6 +21,7 @@ from jepa_lightning.data.sampler import Draw
 from jepa_lightning.data.sources import Label, Listing, Source, Split
 from jepa_lightning.data.transforms import Views
 from jepa_lightning.masking import MaskedBatch, Sample, seeded
+from jepa_lightning.preprocessing import Preprocessing
 
 LINE = ",\n  "
 SHOWN = 30
@@ -129,6 +130,8 @@ class ReadingDataModule(JEPADataModule):
 
     kind: str
     """Of a sample, for messages."""
+    transform: Callable[[tuple[int, int]], Any]
+    """Builds the training transform for a height and width."""
 
     def __init__(self, source: Source, **options: Any) -> None:
         super().__init__(**options)
@@ -150,6 +153,11 @@ class ReadingDataModule(JEPADataModule):
     def title(self) -> str:
         """Name of the source."""
         return self.source.title
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What evaluation does to a picture or a frame: the training transform says how much of it is kept."""
+        return super().preprocessing._replace(crop_pct=self.transform(self.size()).crop_pct)
 
     def listing(self, split: Split) -> Listing:
         """The samples of a split, listed once."""

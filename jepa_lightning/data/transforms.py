@@ -13,6 +13,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from jepa_lightning.preprocessing import CROP_PCT, Preprocessing
+
 
 class Views(NamedTuple):
     """What a transform makes for methods that compare several views of a sample.
@@ -29,18 +31,13 @@ class Views(NamedTuple):
 Transform = Callable[[Image.Image], Tensor | Views]
 """A PIL image in; a uint8 tensor (C, H, W) out, or several."""
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-CROP_PCT = 0.875
-"""224 of 256 pixels: what evaluation keeps of the shorter side, by timm's name."""
-
 
 class TrainTransform(ABC):
     """What happens to a training image; subclass it to bring your own.
 
     Attributes:
         several: Whether it makes Views; held-out images then have views too, beside the clean one.
-        crop_pct: Share of the shorter side that evaluation sees, from the centre.
+        crop_pct: Fraction of the resized picture that the centre crop of evaluation keeps.
     """
 
     several = False
@@ -79,11 +76,11 @@ class PretrainTransform(TrainTransform):
         color_jitter: Strength of colour distortion (the reference's factors times this, and grey in one of five);
             0 for none.
         gaussian_blur: Blur every other image, radius 0.1 to 2 pixels.
-        crop_pct: Share of the shorter side that evaluation sees, from the centre: 0.875 as in the papers; 1 where
-            objects fill their pictures.
+        crop_pct: Fraction of the resized picture that the centre crop of evaluation keeps: 0.875 as in the papers; 1
+            where objects fill their pictures.
 
     Raises:
-        ValueError: If crop_pct is no share.
+        ValueError: If crop_pct is not above 0 and at most 1.
     """
 
     def __init__(
@@ -95,7 +92,7 @@ class PretrainTransform(TrainTransform):
         gaussian_blur: bool = False,
         crop_pct: float = CROP_PCT,
     ) -> None:
-        self.crop_pct = _share(crop_pct)
+        self.crop_pct = _fraction(crop_pct)
         self.crop = v2.RandomResizedCrop(size, scale=crop_scale, interpolation=InterpolationMode.BILINEAR)
         self.horizontal_flip = horizontal_flip
         colors: list[nn.Module] = []
@@ -120,34 +117,30 @@ class PretrainTransform(TrainTransform):
 
 
 class CleanTransform:
-    """What evaluation does: shorter side to 256/224 of the size, then the centre.
+    """What evaluation does: resize, then cut out the centre.
 
     Args:
-        size: Height and width of the result.
-        crop_pct: Share of the resized shorter side that is kept; 0.875, which is 224/256, unless told.
+        size: Height and width of the result in pixels.
+        crop_pct: Fraction of the resized image that the centre crop keeps; None to resize both sides and keep all.
 
     Raises:
-        ValueError: If crop_pct is no share.
+        ValueError: If crop_pct is not above 0 and at most 1.
     """
 
-    def __init__(self, size: tuple[int, int], crop_pct: float = CROP_PCT) -> None:
-        height, width = (round(side / _share(crop_pct)) for side in size)
-        self.size, self.resized = size, (height, width)
+    def __init__(self, size: tuple[int, int], crop_pct: float | None = CROP_PCT) -> None:
+        self.preprocessing = Preprocessing(size, None if crop_pct is None else _fraction(crop_pct))
 
     def __call__(self, image: Image.Image) -> Tensor:
         """The same view every time, uint8 (3, H, W)."""
-        scale = max(self.resized[0] / image.height, self.resized[1] / image.width)
-        size = [max(s, round(side * scale)) for s, side in zip(self.size, (image.height, image.width), strict=True)]
-        image = F.resize(image, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
-        return F.pil_to_tensor(F.center_crop(image, list(self.size)))
+        return F.pil_to_tensor(self.preprocessing.crop(image))
 
 
-def _share(crop_pct: float) -> float:
+def _fraction(crop_pct: float) -> float:
     """The same number.
 
     Raises:
-        ValueError: If it is no share.
+        ValueError: If it is not above 0 and at most 1.
     """
     if not 0.0 < crop_pct <= 1.0:
-        raise ValueError(f"crop_pct is the share of the picture that is kept: use above 0 to 1, not {crop_pct}")
+        raise ValueError(f"crop_pct is the fraction of the picture that is kept: use above 0 to 1, not {crop_pct}")
     return crop_pct

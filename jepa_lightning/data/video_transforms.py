@@ -11,7 +11,8 @@ from torch import Tensor
 from torchvision.transforms import RandomErasing, RandomResizedCrop, v2
 from torchvision.transforms.v2 import InterpolationMode
 
-from jepa_lightning.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Views
+from jepa_lightning.data.transforms import Views
+from jepa_lightning.preprocessing import CROP_PCT, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 ClipTransform = Callable[[Tensor], Tensor | Views]
 """Frames (T, H, W, 3) in, a clip (3, T, H, W) or several out, all uint8."""
@@ -29,9 +30,11 @@ class TrainClipTransform(ABC):
 
     Attributes:
         several: Whether it makes Views; held-out clips then have views too, beside the clean one.
+        crop_pct: Fraction of the resized frames that the centre crop of evaluation keeps.
     """
 
     several = False
+    crop_pct: float = CROP_PCT
 
     @abstractmethod
     def __call__(self, frames: Frames) -> Clip | Views:
@@ -109,33 +112,22 @@ class PretrainClipTransform(TrainClipTransform):
 class CleanClipTransform:
     """What evaluation does: the centre of the frames, or one of several views along their longer side.
 
-    A single view is cut from frames with their shorter side at 256/224 of the size; several are as high as the frames.
-
     Args:
-        size: Height and width of the result.
+        size: Height and width of the result in pixels.
         view: Which of the views, from 0.
-        views: How many there are.
+        views: Their number. Several are as high as the frames, and nothing of the shorter side is cut off.
+        crop_pct: Fraction of the resized frames that a single view keeps; None to resize both sides and keep all.
     """
 
-    def __init__(self, size: tuple[int, int], view: int = 0, views: int = 1) -> None:
+    def __init__(self, size: tuple[int, int], view: int = 0, views: int = 1, crop_pct: float | None = CROP_PCT) -> None:
         if not 0 <= view < views:
             raise ValueError(f"view must be from 0 to views - 1 = {views - 1}, got {view}")
-        self.size, self.view, self.views = size, view, views
+        self.preprocessing = Preprocessing(size, crop_pct if views == 1 else 1.0)
+        self.view, self.views = view, views
 
     def __call__(self, frames: Frames) -> Clip:
         """The same view every time."""
-        images = frames.permute(0, 3, 1, 2)
-        margin = 256 / 224 if self.views == 1 else 1.0
-        least = [round(side * margin) for side in self.size]
-        scale = max(new / old for new, old in zip(least, images.shape[-2:], strict=True))
-        resized = [max(s, round(old * scale)) for s, old in zip(self.size, images.shape[-2:], strict=True)]
-        images = v2.functional.resize(images, resized, interpolation=InterpolationMode.BILINEAR, antialias=True)
-        if self.views == 1:
-            images = v2.functional.center_crop(images, list(self.size))
-        else:
-            slack = [new - side for new, side in zip(resized, self.size, strict=True)]
-            top, left = (self.view * (s // (self.views - 1)) for s in slack)
-            images = v2.functional.crop(images, top, left, *self.size)
+        images = self.preprocessing.crop(frames.permute(0, 3, 1, 2), self.view, self.views)
         return images.permute(1, 0, 2, 3).contiguous()
 
 

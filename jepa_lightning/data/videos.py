@@ -19,7 +19,7 @@ from jepa_lightning.data.moving_digits import MovingDigits
 from jepa_lightning.data.reading import ReadingDataModule, ReadingDataset, Unreadable
 from jepa_lightning.data.sampler import Shares
 from jepa_lightning.data.sources import Listing, Split
-from jepa_lightning.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Beside, Views
+from jepa_lightning.data.transforms import Beside, Views
 from jepa_lightning.data.video_sources import Still, Videos, VideoSource, source_of
 from jepa_lightning.data.video_transforms import (
     CleanClipTransform,
@@ -28,6 +28,7 @@ from jepa_lightning.data.video_transforms import (
     TrainClipTransform,
 )
 from jepa_lightning.masking import Grid, MaskCollator, MaskedBatch, MaskSampler, MultiBlock3D, Sample
+from jepa_lightning.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 Size = tuple[int, int]
 ClipFactory = Callable[[int], ClipSampler]
@@ -277,7 +278,7 @@ class VideoDataModule(ReadingDataModule):
         views = self.transform(self.size())
         if not views.several:
             return self.dataset(split, augment=False)
-        return self._dataset(split, self._clips(1), [Beside(CleanClipTransform(self.size()), views)], replace=False)
+        return self._dataset(split, self._clips(1), [Beside(self._clean(), views)], replace=False)
 
     def clip_dataset(self, split: str, num_clips: int = 1, views: int = 1) -> VideoDataset:
         """A split as evaluation sees it.
@@ -290,8 +291,12 @@ class VideoDataModule(ReadingDataModule):
         """
         if num_clips < 1 or views < 1:
             raise ValueError(f"num_clips and views must be at least 1, got {num_clips} and {views}")
-        transforms = [CleanClipTransform(self.size(), view, views) for view in range(views)]
+        transforms = [self._clean(view, views) for view in range(views)]
         return self._dataset(split, self._clips(num_clips), transforms, replace=False)
+
+    def _clean(self, view: int = 0, views: int = 1) -> CleanClipTransform:
+        size, crop_pct, *_ = self.preprocessing
+        return CleanClipTransform(size, view, views, crop_pct)
 
     def _clips(self, num_clips: int) -> ClipSampler:
         clips = copy.copy(self.clips(self.num_frames()))

@@ -13,10 +13,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from jepa_lightning.data import JEPADataModule
-from jepa_lightning.data.preprocess import Normalization, Preprocess
+from jepa_lightning.data.preprocess import Preprocess
 from jepa_lightning.data.video_sources import STILL_EXTENSIONS, VIDEO_EXTENSIONS
 from jepa_lightning.explore.subject import Pixels
 from jepa_lightning.models import Encoder
+from jepa_lightning.preprocessing import Preprocessing
 
 MAX_PIXELS = 50_000_000
 """Of an image that is dropped in; a larger one would need gigabytes."""
@@ -79,7 +80,8 @@ def dropped(name: str, content: bytes, encoder: Encoder) -> Item:
     Raises:
         ValueError: If it is no image or video, too large, or damaged.
     """
-    preprocess = Preprocess(encoder.img_size, encoder.num_frames, Normalization((0.0,) * 3, (1.0,) * 3))
+    plain = Preprocessing(encoder.img_size, mean=(0.0,) * 3, std=(1.0,) * 3)
+    preprocess = Preprocess(plain, encoder.num_frames)
     suffix = Path(name).suffix.lower()
     try:
         if suffix in VIDEO_EXTENSIONS:

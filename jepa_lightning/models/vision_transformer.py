@@ -32,7 +32,7 @@ class Encoder(nn.Module, ABC):
         tubelet_size: Frames that one token covers.
         positions: How tokens know where they are; a predictor does the same, unless told otherwise.
         depth: Number of layers whose tokens ``encoder(inputs, layers=...)`` gives; 1 if it knows only its output.
-        normalize: Mean and standard deviation of its inputs, for values from 0 to 1; None where they are not known.
+        normalize: Normalises uint8 values, or values from 0 to 1, as its training did; None where that is not known.
         preprocess: Makes a normalised input without batch axis, (C, H, W) or (C, T, H, W), of an image, a video or a
             path; None until ``load_encoder`` sets it.
     """
@@ -46,7 +46,7 @@ class Encoder(nn.Module, ABC):
     tubelet_size: int = 1
     positions: Positions = SinCos2D()
     depth: int = 1
-    normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    normalize: Callable[[Tensor], Tensor] | None = None
     preprocess: Callable[[Any], Tensor] | None = None
 
     @abstractmethod

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
 
-from jepa_lightning.data import Folder, ImageDataModule
+from jepa_lightning.data import Folder, ImageDataModule, PretrainTransform
 from jepa_lightning.masking import MaskedBatch, MultiBlock
 from jepa_lightning.models import VisionTransformer
 
@@ -167,3 +168,12 @@ def test_sizes_come_from_the_encoder_that_is_attached_where_there_is_no_trainer(
         data.size()
     data.attach(VisionTransformer(img_size=48, patch_size=16, embed_dim=16, depth=1, num_heads=2))
     assert (data.size(), data.grid()) == ((48, 48), (1, 3, 3))
+
+
+def test_the_module_describes_what_evaluation_does_to_a_picture(image_folder: Path) -> None:
+    data = data_module(image_folder, transform=partial(PretrainTransform, crop_pct=0.75))
+    wanted = data.preprocessing
+    assert (wanted.size, wanted.crop_pct, wanted.mean) == ((32, 32), 0.75, data.mean)
+    seen = data.dataset("val", augment=False)[0].inputs
+    assert torch.equal(seen, pil_to_tensor(wanted.crop(data.images("val").image(0))))
+    assert torch.equal(data.normalize(seen[None])[0], wanted.normalize(seen))

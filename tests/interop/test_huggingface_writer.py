@@ -14,7 +14,8 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from jepa_lightning.data.preprocess import Normalization, Preprocess
+from jepa_lightning import preprocessing
+from jepa_lightning.data.preprocess import Preprocess
 from jepa_lightning.interop.huggingface import load_huggingface
 from jepa_lightning.interop.huggingface_writer import write_huggingface
 from jepa_lightning.interop.networks import Networks, Preprocessing
@@ -118,8 +119,8 @@ def picture(height: int = 100, width: int = 100) -> Image.Image:
 
 def processed(networks: Networks) -> Callable[[Any], Tensor]:
     wanted = networks.preprocessing
-    normalization = Normalization(wanted.mean, wanted.std)
-    return Preprocess(wanted.size, networks.encoder.num_frames, normalization, wanted.shorter_side)
+    crop = preprocessing.Preprocessing(wanted.size, mean=wanted.mean, std=wanted.std)
+    return Preprocess(crop.with_shorter_side(wanted.shorter_side), networks.encoder.num_frames)
 
 
 @pytest.mark.parametrize("img_size", [32, (32, 56)])  # of an odd margin they cut off half on the other side

@@ -94,11 +94,12 @@ def test_one_door_for_all_layouts(name: str, networks: Networks, tmp_path: Path)
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
     assert not encoder.training
     assert (encoder.embed_dim, encoder.grid, encoder.img_size) == (192, (1, 2, 2), (16, 16))
-    mean, _ = encoder.normalize
+    wanted = encoder.preprocess.preprocessing
+    mean = wanted.mean
     assert mean == pytest.approx((0.1, 0.2, 0.3) if name == "ours" else (0.485, 0.456, 0.406))
     made = encoder.preprocess(torch.zeros(20, 30, 3, dtype=torch.uint8))
     assert made.shape == (3, 16, 16)
-    assert made[:, 0, 0].tolist() == pytest.approx([-m / s for m, s in zip(*encoder.normalize, strict=True)], abs=1e-6)
+    assert made[:, 0, 0].tolist() == pytest.approx([-m / s for m, s in zip(mean, wanted.std, strict=True)], abs=1e-6)
 
 
 @pytest.mark.parametrize("name", WRITERS)

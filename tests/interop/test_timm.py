@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from jepa_lightning.data.preprocess import Normalization, Preprocess
+from jepa_lightning import preprocessing
+from jepa_lightning.data.preprocess import Preprocess
 from jepa_lightning.interop.networks import Preprocessing
 from jepa_lightning.interop.timm import ARCHITECTURES, load_timm, write_timm
 
@@ -82,7 +83,8 @@ def test_the_transform_of_timm_does_what_our_evaluation_does(image_source: Any, 
     rows, columns = np.mgrid[:100, :100]  # of others the longer side is rounded in other ways
     pixels = np.stack([rows * 2, columns * 2, rows + columns], axis=2).astype(np.uint8)
     found = transform(Image.fromarray(pixels))
-    ours = Preprocess(wanted.size, 1, Normalization(wanted.mean, wanted.std), wanted.shorter_side)
+    crop = preprocessing.Preprocessing(wanted.size, mean=wanted.mean, std=wanted.std)
+    ours = Preprocess(crop.with_shorter_side(wanted.shorter_side))
     assert (found - ours(Image.fromarray(pixels))).abs().max() < 1.1 / 255 / 0.22
     assert load_timm(tmp_path).preprocessing == wanted
 

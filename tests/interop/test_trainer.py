@@ -25,6 +25,7 @@ from jepa_lightning.interop.meta_training import MetaCheckpointIO
 from jepa_lightning.interop.networks import Networks
 from jepa_lightning.interop.trainer import adopt, checkpoint_io
 from jepa_lightning.models.pooling import AttentiveClassifier
+from jepa_lightning.preprocessing import Preprocessing
 
 SIZES = {"img_size": 32, "patch_size": 16, "embed_dim": 192, "depth": 1, "num_heads": 3}  # a published width
 TINY = [
@@ -127,7 +128,7 @@ def test_an_encoder_prepares_pictures_as_the_evaluation_of_its_training_did(imag
     names = [Path(seen.images.name(i)).name for i in range(len(seen))]
     expected = encoder.normalize(seen[names.index(name.name)].inputs)
     torch.testing.assert_close(encoder.preprocess(name), expected)
-    cut = Preprocess((32, 32), normalization=encoder.normalize)(name)
+    cut = Preprocess(Preprocessing((32, 32)))(name)
     assert not torch.equal(cut, expected)
 
 
