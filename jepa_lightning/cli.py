@@ -17,6 +17,7 @@ from jsonargparse import lazy_instance  # type: ignore[attr-defined]  # not in i
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 
 from jepa_lightning import __version__, callbacks, commands, weights
 from jepa_lightning.checkpoint_io import AtomicCheckpointIO, WeightsIO
@@ -24,7 +25,7 @@ from jepa_lightning.commands.adopt import adopt
 from jepa_lightning.commands.find import find_checkpoint, with_shipped_configs
 from jepa_lightning.commands.messages import JepaParser, RankZeroHandler, condense
 from jepa_lightning.commands.options import NON_FINITE, TRUST
-from jepa_lightning.commands.stored import KEY_WORDS, trusted_packages, with_checkpoint
+from jepa_lightning.commands.stored import KEY_WORDS, changes, trusted_packages, with_checkpoint
 from jepa_lightning.data import JEPADataModule
 from jepa_lightning.loading import start_from
 from jepa_lightning.methods import Method
@@ -104,6 +105,10 @@ class JepaCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Pick the precision that suits the machine, unless one was asked for."""
         trainer, model = self.config[self.subcommand].trainer, self.config[self.subcommand].model
+        if self.opened is not None and self.opened.config:
+            chosen = {name: self.config[self.subcommand][name].as_dict() for name in ("model", "data")}
+            if differing := changes(self.opened.config, chosen):
+                rank_zero_info(f"otherwise than in the training of {self.opened.path}: {', '.join(differing)}")
         arguments = self.config[self.subcommand].data.get("init_args", {})
         if model.class_path.endswith(f".{PretrainedEncoder.__name__}") and "masks" in arguments:
             arguments["masks"] = (

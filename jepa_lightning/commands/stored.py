@@ -33,6 +33,8 @@ NETWORKS = ("encoder", "predictor", "projector")
 """Arguments of methods that make networks, whose tensors a checkpoint has."""
 DATA_SET = ("source", "root", "normalization")
 """Arguments of data modules that say which pictures there are, and how an encoder wants them."""
+UNIMPORTANT = ("num_workers", "cache", "download", "pretrained", "checkpoint", "class_path")
+"""Options that change nothing in what is computed, or are set otherwise on purpose."""
 Section = dict[str, Any]
 
 
@@ -184,6 +186,35 @@ def _say_sizes(path: str, named: Section, mine: Section) -> None:
         rank_zero_info(f"--ckpt_path {path} keeps its own sizes: {', '.join(found)}")
 
 
+def changes(stored: Section, chosen: Section) -> list[str]:
+    """What a configuration has otherwise than the training that wrote a checkpoint: ``data.batch_size 64 (was 16)``.
+
+    Args:
+        stored: Sections of the checkpoint.
+        chosen: The same sections, resolved; sections, classes and options that only one of the two has do not count.
+    """
+    found = []
+    for name, before in _leaves({section: stored.get(section) for section in ("model", "data")}):
+        value: Any = chosen
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None and name.split(".")[-1] not in UNIMPORTANT and _plain(value) != before:
+            found.append(f"{name.replace('.init_args', '')} {_plain(value)} (was {before})")
+    return found
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _leaves(entry, f"{name}.{key}".lstrip("."))
+    elif value is not None:
+        yield name, _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
 # ---------------------------------------------------------------------- the data set
 
 
@@ -313,7 +344,9 @@ def _replaced(arguments: Sequence[str], option: str, value: str) -> list[str]:
 def _with(arguments: Sequence[str], overlay: Section) -> list[str]:
     """Configurations first, then what the checkpoint says, then all other options."""
     command, *rest = arguments
-    configs, others, taking = [], [], False
+    configs: list[str] = []
+    others: list[str] = []
+    taking = False
     for argument in rest:
         name, equals, _ = argument.partition("=")
         if argument.startswith("-"):

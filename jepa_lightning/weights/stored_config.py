@@ -140,10 +140,13 @@ def _harmless(value: Any) -> Any:
 
 
 def data_title(data: Section) -> str:
-    """The ``data`` section of a configuration in a few words: ``ImageDataModule, cats``."""
+    """The ``data`` section of a configuration in a few words: ``photos (ImageDataModule)``."""
     arguments = data.get("init_args") or {}
-    kind, source = (str((part or {}).get("class_path") or "") for part in (data, arguments.get("source")))
-    return f"{kind.split('.')[-1]}, {arguments.get('root') or source.split('.')[-1] or 'its own source'}"
+    source = arguments.get("source") or {}
+    source = source if isinstance(source, dict) else {"class_path": source}
+    kind, name = (str(part.get("class_path") or "").split(".")[-1] for part in (data, source))
+    where = arguments.get("root") or (source.get("init_args") or {}).get("root")
+    return f"{where or name or 'its own data'} ({kind})"
 
 
 # ---------------------------------------------------------------------- classes

@@ -8,7 +8,8 @@ import pytest
 import torch
 import yaml
 
-from jepa_lightning.finding import find_checkpoint, find_config, with_shipped_configs
+from jepa_lightning import weights
+from jepa_lightning.commands.find import find_checkpoint, find_config, with_shipped_configs
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +85,7 @@ def test_what_is_probed_is_the_newest_pretraining_not_the_newest_probe() -> None
     leave("probe/version_0", 0, kind("AttentiveProbe"))
     newest = leave("vjepa/version_3", 1, kind("VJEPA"))
     leave("ijepa/version_0", 2, kind("IJEPA"))
-    assert find_checkpoint("last.ckpt", "runs", "--model.checkpoint", is_pretraining, ours=False) == newest
+    assert find_checkpoint("last.ckpt", "runs", "--model.checkpoint", is_pretraining) == newest
 
 
 @pytest.mark.parametrize("name", ["AttentiveProbe", "VJEPA", "IJEPA"])
@@ -97,7 +98,7 @@ def test_a_run_that_left_no_configuration_may_be_of_any_kind() -> None:
     path = leave("unknown", age=0)
     leave("ijepa/version_0", 1, kind("IJEPA"))
     assert find_checkpoint("last.ckpt", "runs", "--ckpt_path", of_kind("AttentiveProbe")) == path
-    assert find_checkpoint("last.ckpt", "runs", "--model.checkpoint", is_pretraining, ours=False) == path
+    assert find_checkpoint("last.ckpt", "runs", "--model.checkpoint", is_pretraining) == path
     (Path(path).parent.parent / "config.yaml").write_text("model: [")  # damaged
     assert find_checkpoint("last.ckpt", "runs", "--ckpt_path", of_kind("AttentiveProbe")) == path
 
@@ -109,16 +110,7 @@ def test_runs_of_other_kinds_are_counted_and_the_newest_is_named() -> None:
         r"--model.checkpoint last.ckpt: none of the 2 runs below runs .*probe/version_1/.*, AttentiveProbe\): give"
     )
     with pytest.raises(FileNotFoundError, match=message):
-        find_checkpoint("last.ckpt", "runs", "--model.checkpoint", is_pretraining, ours=False)
-
-
-@pytest.mark.parametrize("ours", [True, False])
-def test_a_checkpoint_may_be_a_file_in_another_layout_but_not_any_file(ours: bool) -> None:
-    path = leave("x", 0, content={"encoder": {}, "epoch": 1})
-    assert find_checkpoint(path, "runs", ours=ours) == path
-    torch.save({"weights": {}}, "other.pt")
-    with pytest.raises(ValueError, match=r"other.pt is no JEPA checkpoint in Meta's layout: .*, but weights"):
-        find_checkpoint("other.pt", "runs", ours=ours)
+        find_checkpoint("last.ckpt", "runs", "--model.checkpoint", is_pretraining)
 
 
 def test_the_name_of_a_folder_on_the_hub_is_asked_for_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,20 +124,15 @@ def test_the_name_of_a_folder_on_the_hub_is_asked_for_there(monkeypatch: pytest.
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     said = r"no such folder: a/b-256, .*\(no network\): .*hf download a/b-256 --local-dir FOLDER.* give the folder$"
     with pytest.raises(FileNotFoundError, match=said):
-        find_checkpoint("a/b-256", "runs", ours=False)
+        weights.open(find_checkpoint("a/b-256", "runs"))
     with pytest.raises(FileNotFoundError, match=r"no such checkpoint: a/b.ckpt"):
-        find_checkpoint("a/b.ckpt", "runs", ours=False)
+        find_checkpoint("a/b.ckpt", "runs")
     assert asked == ["a/b-256"]
 
 
-def test_lightnings_key_words_are_for_resuming_alone() -> None:
-    assert find_checkpoint("last", "runs") == "last"
-    with pytest.raises(FileNotFoundError, match=r"no such checkpoint: last; --model.checkpoint takes .* none yet"):
-        find_checkpoint("last", "runs", "--model.checkpoint", ours=False)
-
-
-def test_a_folder_is_a_sharded_checkpoint_of_ours_and_nothing_else() -> None:
+def test_a_folder_of_several_parts_is_for_a_trainer_and_nothing_else() -> None:
     Path("sharded.ckpt").mkdir()
+    Path("sharded.ckpt/.metadata").touch()
     assert find_checkpoint("sharded.ckpt", "runs") == "sharded.ckpt"
-    with pytest.raises(ValueError, match=r"sharded.ckpt is a folder, not a checkpoint: give a file in it"):
-        find_checkpoint("sharded.ckpt", "runs", "--model.checkpoint", ours=False)
+    with pytest.raises(weights.UnknownFormat, match=r"sharded.ckpt is a checkpoint in several parts .* make one file"):
+        weights.open("sharded.ckpt")

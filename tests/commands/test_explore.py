@@ -12,7 +12,8 @@ from dash import Dash
 import jepa_lightning as jl
 from jepa_lightning.cli import main
 from jepa_lightning.data import ImageDataModule, VideoDataModule
-from jepa_lightning.explore.command import data_for, open_subject, sampler
+from jepa_lightning import weights
+from jepa_lightning.commands.explore import data_for, sampler, subject_of
 from jepa_lightning.models import VisionTransformer
 
 SMALL = [
@@ -45,13 +46,13 @@ def test_the_command_serves_a_page_about_a_checkpoint(
 
 
 def test_both_encoders_and_the_predictor_of_a_training_are_opened(trained: Path) -> None:
-    subject, config = open_subject(trained)
+    opened = weights.open(trained)
+    subject, config = subject_of(opened), opened.config
     state = torch.load(trained, weights_only=True)["state_dict"]
     for network, part in ((subject.encoder, "target_encoder"), (subject.context_encoder, "encoder")):
         for name, tensor in network.state_dict().items():
             assert torch.equal(tensor, state[f"{part}.{name}"])
     assert subject.predictor is not None
-    assert config is not None
     data = data_for(subject.encoder, config, None, None)
     masks = sampler(data)
     assert masks is not None
@@ -60,7 +61,7 @@ def test_both_encoders_and_the_predictor_of_a_training_are_opened(trained: Path)
 
 def test_what_was_seen_is_what_the_training_predicts(trained: Path) -> None:
     """ijepa.yaml makes its targets of all blocks."""
-    subject, _ = open_subject(trained)
+    subject = subject_of(weights.open(trained))
     assert subject.target_layers == 4
     module = jl.load(trained)
     assert isinstance(module, jl.IJEPA)
@@ -72,10 +73,11 @@ def test_what_was_seen_is_what_the_training_predicts(trained: Path) -> None:
 
 
 def test_a_file_of_meta_is_shown_with_the_embedded_data(golden_checkpoint: Path) -> None:
-    subject, config = open_subject(golden_checkpoint, num_heads=4)
-    assert config is None
+    opened = weights.open(golden_checkpoint)
+    subject = subject_of(opened, weights.Hints(num_heads=4))
+    assert not opened.config
     assert subject.context_encoder is not subject.encoder
-    assert type(data_for(subject.encoder, None, None, None)) is ImageDataModule
+    assert type(data_for(subject.encoder, {}, None, None)) is ImageDataModule
 
 
 def test_folders_and_configurations_replace_the_data_of_the_training(
@@ -85,7 +87,7 @@ def test_folders_and_configurations_replace_the_data_of_the_training(
     assert type(data) is ImageDataModule
     assert data.size() == (32, 32)
     assert len(data.probe_dataloader("val", 3).dataset) == 3
-    assert type(data_for(tiny_encoder(num_frames=4, tubelet_size=2), None, "vjepa.yaml", None)) is VideoDataModule
+    assert type(data_for(tiny_encoder(num_frames=4, tubelet_size=2), {}, "vjepa.yaml", None)) is VideoDataModule
 
 
 def test_a_missing_checkpoint_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
