@@ -20,8 +20,9 @@ from lightning import __version__ as lightning_version
 from PIL import Image
 from safetensors.torch import load_file
 
-from jepa_lightning.callbacks.config import CONFIG_KEY
-from jepa_lightning.checkpoint import AtomicCheckpointIO, build
+from jepa_lightning.weights.ours import CONFIG_KEY
+from jepa_lightning.checkpoint_io import AtomicCheckpointIO
+from jepa_lightning.loading import build
 from jepa_lightning.masking import MaskedBatch, MultiBlock
 from jepa_lightning.methods import IJEPA
 from jepa_lightning.models import Predictor, VisionTransformer
@@ -146,7 +147,7 @@ def save_checkpoint() -> CheckpointFactory:
         arguments["predictor"] = {"class_path": "jepa_lightning.Predictor", "init_args": narrow}
         config = {"class_path": f"jepa_lightning.{method}", "init_args": arguments}
         torch.manual_seed(seed)
-        module: Any = build(config)
+        module: Any = build(path, config)
         for parameter in module.target_encoder.parameters():
             parameter.data += 0.3 * torch.randn_like(parameter)
         kind, masks = ("Video", "MultiBlock3D") if "num_frames" in encoder else ("Image", "MultiBlock")

@@ -37,7 +37,7 @@ COMMANDS = {
         "Put the reports of several seeds into one: mean and 95 % interval.",
     ),
     "list": Command(
-        "jepa_lightning.commands.list:main",
+        "jepa_lightning.commands.configs:main",
         "List the configurations that ship with the package, each with what it trains.",
     ),
     "export": Command(

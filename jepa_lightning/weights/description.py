@@ -88,13 +88,13 @@ def _checked(path: Path, description: Description, state: Mapping[str, Tensor]) 
     return description
 
 
-def check_sizes(path: Path, description: Any, state: Mapping[str, Tensor]) -> None:
+def check_sizes(path: Path, description: Any, state: Mapping[str, Any]) -> None:
     """Check that no number in a description is larger than the tensors it is for, before anything is built.
 
     Raises:
         DoesNotFit: If one is.
     """
-    most = max(SMALL, sum(tensor.numel() for tensor in state.values()))
+    most = max(SMALL, sum(tensor.numel() for tensor in state.values() if isinstance(tensor, Tensor)))
     for name, number in _numbers(description, ""):
         limit = LARGEST_DEPTH if name.split(".")[-1] == "depth" else most
         if not -limit <= number <= limit:

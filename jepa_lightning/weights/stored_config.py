@@ -42,6 +42,8 @@ MOVED = {
     "methods.pretrained.PretrainedEncoder": "probing.PretrainedEncoder",
 }
 """Classes that older checkpoints name at another place of this package."""
+GONE = {"final_norm": True}
+"""Options that older checkpoints name, and the value that is left of them."""
 PLAIN = (int, float, bool, str, bytes, complex, type(None))
 Section = dict[str, Any]
 
@@ -114,12 +116,12 @@ def _load(text: Any) -> Section:
 
 
 def _moved(value: Any) -> Any:
-    """The same with the names that classes of this package have today."""
+    """The same with the names and options that classes of this package have."""
     if isinstance(value, list):
         return [_moved(entry) for entry in value]
     if not isinstance(value, dict):
         return value
-    value = {key: _moved(entry) for key, entry in value.items()}
+    value = {key: _moved(entry) for key, entry in value.items() if key not in GONE or GONE[key] != entry}
     path = value.get("class_path")
     if isinstance(path, str) and path.startswith(f"{PACKAGE}."):
         below = path.removeprefix(f"{PACKAGE}.")
