@@ -13,7 +13,7 @@ from jepa_lightning.masking.sampler import Grid, Range, check_ranges
 
 @dataclass(frozen=True)
 class Blocks:
-    """One family of masks: blocks of one size for a batch, the union of which is hidden and predicted.
+    """One family of masks: blocks of one size for a batch; their union is hidden and predicted.
 
     The causal[p] of the paper's ablation, where p of 16 frames can be context, is ``max_temporal_keep=p / 16``.
 
@@ -22,7 +22,7 @@ class Blocks:
         spatial_scale: Smallest and largest area of a block over the area of a frame.
         temporal_scale: Smallest and largest duration of a block over the duration of the clip.
         aspect_ratio: Smallest and largest height over width of a block.
-        max_temporal_keep: Share of the time steps, from the first, that can be context; all later ones are targets.
+        max_temporal_keep: Fraction of the time steps, from the first, that can be context; all later ones are targets.
         max_keep: Most tokens in the context; None for no limit. With ``pred_full_complement`` it has no effect.
         full_complement: Everything that is not context is target, also what was cut from the contexts and targets to
             make them equally long in the batch. Goes before ``pred_full_complement``.
@@ -48,7 +48,7 @@ class Blocks:
         scales = {"spatial_scale": self.spatial_scale, "temporal_scale": self.temporal_scale}
         check_ranges(scales, {"aspect_ratio": self.aspect_ratio})
         if not 0 < self.max_temporal_keep <= 1:
-            raise ValueError(f"max_temporal_keep must be a share in (0, 1], got {self.max_temporal_keep}")
+            raise ValueError(f"max_temporal_keep must be a fraction in (0, 1], got {self.max_temporal_keep}")
         if self.num_blocks < 1:
             raise ValueError(f"num_blocks must be at least 1, got {self.num_blocks}")
         if self.max_keep is not None and self.max_keep < 1:
@@ -101,7 +101,7 @@ def _others(indices: Ints, tokens: int) -> Ints:
 
 
 def between(bounds: Range, u: float) -> float:
-    """The number a share ``u`` of the way from the lower to the upper bound."""
+    """The lower bound plus the fraction ``u`` of the range."""
     return bounds[0] + u * (bounds[1] - bounds[0])
 
 

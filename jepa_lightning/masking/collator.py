@@ -20,11 +20,11 @@ class Sample(NamedTuple):
     Attributes:
         inputs: An image (C, H, W), a clip (C, T, H, W) or several clips (K, C, T, H, W).
         label: Class index, -1 if unknown; a tuple of them if a sample has several labels.
-        index: Position in the data set, -1 for a sample that could not be read; None if that is not told.
+        index: Position in the data set, -1 for a sample that could not be read; None if it is not known.
         epoch: Epoch in which it was drawn.
         step: Number of its batch since the start of training.
         views: Views of it, one tensor (V, C, h, w) or (V, C, T, h, w) for each size; see MaskedBatch.
-        turn: Tells the draws of a sample apart where an epoch may have several; 0 where it has one.
+        turn: Number of this draw of the sample in its epoch, from 0.
     """
 
     inputs: Any

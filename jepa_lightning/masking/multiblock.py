@@ -42,7 +42,7 @@ class MultiBlock(MaskSampler):
             nothing. Contexts are longer (14x14 patches, batch 64: 90 tokens in place of 62), so steps take longer.
 
     Raises:
-        ValueError: If a range is none, or a context or target cannot have ``min_keep`` tokens on this grid.
+        ValueError: If a range is not ascending, or a context or target cannot have ``min_keep`` tokens on this grid.
     """
 
     def __init__(

@@ -38,7 +38,7 @@ class MultiBlock3D(MaskSampler):
         min_keep: Least number of tokens outside the blocks: in the context, or in the targets with ``inv_block``.
         candidates: Samples drawn for each one used. They are sorted by the number of their hidden tokens, and one run
             of neighbours, each equally likely, becomes the batch: less is cut, while the masks of a sample, before
-            the cut, are distributed as ever. Of V-JEPA's masks at batch 24, 8 candidates lose 4 % (short) and 3 %
+            the cut, keep their distribution. Of V-JEPA's masks at batch 24, 8 candidates lose 4 % (short) and 3 %
             (long) of the tokens, 1 loses 28 % and 23 %; contexts grow by half (short) and to three times (long).
         compat: Reproduce the official sampler bit for bit, which favours early frames.
         per_sample: Draw the masks of each sample as those of a batch of one: sizes too are its own, and nothing is cut.

@@ -1,4 +1,4 @@
-"""Token indices of samples with different numbers of tokens in one batch, of which nothing is thrown away."""
+"""Token indices of samples with different numbers of tokens in one batch; no token is dropped."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Padded(NamedTuple):
     """Rows of token indices that differ in length, in one tensor.
 
     Networks take it where they take plain indices. They compute nothing for padding, and what they return has zeros
-    there. How many tokens there are follows from a shape, so that nobody has to wait for a device to know it.
+    there. The number of tokens is a shape, so that it is known without waiting for a device.
 
     Attributes:
         indices: (B, k) or (B, M, k); short rows end in -1, which stands for no token.
         places: Where the flattened indices are tokens, ascending, (total,).
-        longest: Of targets, tokens of the longest sequence that a row makes with its context; None if nobody knows.
+        longest: For targets: tokens of the longest sequence of a context and a block of targets; None if unknown.
     """
 
     indices: Int[Tensor, "batch *k"]

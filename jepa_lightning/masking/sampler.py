@@ -35,7 +35,7 @@ class MaskSampler(ABC):
 
 
 class Counter:
-    """Seeds of the official samplers: the number of the batch, or of the call where that is not told."""
+    """Seeds of the official samplers: the number of the batch, or of the call if that is not given."""
 
     def __init__(self) -> None:
         self.value = -1
@@ -46,13 +46,13 @@ class Counter:
         return torch.Generator().manual_seed(self.value)
 
 
-def check_ranges(shares: Mapping[str, Range], ratios: Mapping[str, Range]) -> None:
+def check_ranges(fractions: Mapping[str, Range], ratios: Mapping[str, Range]) -> None:
     """Refuse scales and aspect ratios of blocks that no grid can satisfy.
 
     Raises:
-        ValueError: If one of ``shares`` is not ascending in (0, 1], or one of ``ratios`` not ascending above 0.
+        ValueError: If one of ``fractions`` is not ascending in (0, 1], or one of ``ratios`` not ascending above 0.
     """
-    for name, (low, high) in shares.items():
+    for name, (low, high) in fractions.items():
         if not 0 < low <= high <= 1:
             raise ValueError(f"{name} must be [smallest, largest] in (0, 1], got {[low, high]}")
     for name, (low, high) in ratios.items():

@@ -54,9 +54,9 @@ class MaskedBatch(NamedTuple):
         index: Position of each sample in its data set (B,).
         views: What methods of several views compare, one entry for each size: all views of that size, (B, V, C, h, w)
             of images or (B, V, C, T, h, w) of clips; the first entry holds the global views. Empty for other methods.
-            ``inputs`` is then one view more or the first of these, for whatever wants a single one.
+            ``inputs`` is then one view more or the first of these, for code that wants a single one.
         places: For each family of masks where its tokens are, if there is padding; the collator knows it before the
-            batch goes to a device. Empty if nobody has looked.
+            batch goes to a device. Empty if not computed.
     """
 
     inputs: Tensor

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 FREQUENCIES = (10, 4, 4)
-"""Of the angle and the two parts of the shift."""
+"""Number of frequencies in the code of the angle, the horizontal shift and the vertical shift."""
 CODE_DIM = 2 * sum(FREQUENCIES)
 _GAMMA, _MIX = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 
@@ -58,7 +58,7 @@ def affine_code(affine: Affine) -> Float[Tensor, "batch code"]:
     """The Fourier features of the three numbers of a movement, (B, 36).
 
     ``[sin(2^k pi p) for k < L] + [cos(2^k pi p) for k < L]`` (NeRF, Mildenhall et al. 2020, equation 4), the angle
-    as p with L = 10, then the shift to the right and that down with L = 4. Numbers between -1 and 1 can be told apart.
+    as p with L = 10, then the shifts to the right and down with L = 4. Numbers between -1 and 1 have different codes.
     """
     parts = []
     for value, count in zip((affine.angle, *affine.shift.unbind(1)), FREQUENCIES, strict=True):
@@ -118,10 +118,10 @@ class Saccade(NamedTuple):
 
 @dataclass(frozen=True)
 class AffineViews:
-    """Two views from the middle of each image, one of them turned and moved a little.
+    """Two views of the middle of each image, one of them rotated and shifted a little.
 
-    Drawn on the device, from (seed, step, index of the sample) alone: the same after a resume, with any number of
-    workers and processes, and another for each sample.
+    Drawn on the device, from (seed, step, index of the sample) only: the same after a resume and with any number of
+    workers and processes, different for each sample.
 
     Args:
         max_rotation: Largest angle in degrees, in both directions.

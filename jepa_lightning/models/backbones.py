@@ -27,8 +27,8 @@ class Backbone(Encoder):
     A convolution mixes places, so no token can be left out of it: ``context`` is refused, and methods with masks need a
     VisionTransformer.
 
-    BatchNorm works: a target encoder keeps running statistics of its own (``ema_copy``). Of several processes each
-    normalises its own share of the batch, unless ``--trainer.sync_batchnorm true`` makes it one batch (on GPUs).
+    BatchNorm works: a target encoder keeps its own running statistics (``ema_copy``). Each process normalises its own
+    part of the batch; with ``--trainer.sync_batchnorm true`` (on GPUs) the batch is that of all processes.
 
     Args:
         backbone: The network.

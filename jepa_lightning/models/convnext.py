@@ -74,7 +74,7 @@ class ConvNeXt(Encoder):
         init_std: Standard deviation of the initial weights (paper: 0.02); null for Xavier in Linear layers and
             PyTorch's default in convolutions, which suits small models.
         layer_scale: Initial factor of each residual branch (paper: 1e-6); null for none.
-        drop_path: Share of samples that lose the last residual branch; it grows linearly from 0 in the first.
+        drop_path: Fraction of samples that lose the last residual branch; it grows linearly from 0 in the first.
     """
 
     def __init__(

@@ -20,11 +20,11 @@ def frozen_copy(module: Module) -> Module:
 
 
 def ema_copy(module: Module) -> Module:
-    """A frozen copy for ``ema_update``, whose BatchNorms see to statistics of their own.
+    """A frozen copy for ``ema_update`` whose BatchNorms keep their own statistics.
 
-    While training they normalise with the statistics of their batch, as those of ``module`` do, and keep running ones:
-    averages of the other network's would follow its weights by a long way (BYOL and MoCo do the same). Everything else
-    is in eval mode.
+    In training they normalise with the statistics of their batch, as the BatchNorms of ``module`` do, and update their
+    running statistics: averages of the other network's would lag far behind its weights (BYOL and MoCo do the same).
+    Everything else is in eval mode.
     """
     copied = frozen_copy(module)
     for norm in _batch_norms(copied):
@@ -35,7 +35,7 @@ def ema_copy(module: Module) -> Module:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside, and afterwards every part in the mode that it had: a network in training can be looked at."""
+    """Put a network in eval mode inside the block, then restore the mode of each of its modules."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -49,7 +49,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def ema_update(average: nn.Module, source: nn.Module, momentum: float) -> None:
     """``average <- momentum * average + (1 - momentum) * source`` over all parameters, in place.
 
-    Running statistics of BatchNorm are averaged likewise where the average is never run; where it is, it has its own.
+    Running statistics of BatchNorm are averaged too, unless ``average`` has run in training: then it has its own.
 
     Args:
         average: The module that follows.

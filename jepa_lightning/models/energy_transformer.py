@@ -197,7 +197,7 @@ class EnergyBlocks(Trunk):
 
     Args:
         alpha: How far a step goes along the gradient.
-        hopfield: The memory: ``relu``, of which many patterns answer a token, or ``softmax``, of which the best do.
+        hopfield: The memory: with ``relu`` many patterns answer a token, with ``softmax`` the best matching ones.
         attend_to_self: Let a token attend to itself as well; the paper leaves it out.
         checkpoint_activations: Compute each step again in the backward pass instead of keeping its activations.
 

@@ -105,7 +105,7 @@ class DropPath(nn.Module):
     def __init__(self, rate: float) -> None:
         super().__init__()
         if not 0.0 <= rate < 1.0:
-            raise ValueError(f"drop_path is the share of samples that lose a branch: use 0 to below 1, not {rate}")
+            raise ValueError(f"drop_path is the fraction of samples that lose a branch: use 0 to below 1, not {rate}")
         self.rate = rate
 
     def forward(
@@ -192,7 +192,7 @@ class BlockOptions(Trunk):
             x = checkpoint(block, *arguments, use_reentrant=False) if again else block(*arguments)
             if number in numbers:
                 kept[number] = x
-        return [kept.get(number, x) for number in numbers]  # x: what there is of no blocks
+        return [kept.get(number, x) for number in numbers]  # without blocks, x as it came
 
 
 def layer_numbers(layers: Sequence[int] | None, count: int) -> list[int]:

@@ -23,7 +23,7 @@ class Packing(NamedTuple):
         rows: Number of sequences.
         length: Of the longest sequence.
         keep: Where the table holds a token, as attention takes it, (rows, 1, 1, length).
-        runs: How many sequences of which length stand together in the list; empty if it is not sorted by length.
+        runs: For a list sorted by length: number and length of the sequences of each length; else empty.
     """
 
     places: Int[Tensor, " total"]
@@ -67,5 +67,5 @@ class Packing(NamedTuple):
         return [part.reshape(*run, *part.shape[2:]) for part, run in zip(parts, self.runs, strict=True)]
 
     def spread(self, x: Float[Tensor, "rows 1 1"]) -> Float[Tensor, "1 total 1"]:
-        """A number of each sequence for each of its tokens."""
+        """Broadcast a per-sequence scalar to its tokens."""
         return x[self.places // self.length].transpose(0, 1)

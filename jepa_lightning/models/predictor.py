@@ -112,7 +112,7 @@ class Predictor(nn.Module):
             context: Where these tokens are in the grid; with Padded those of padding are not read.
             targets: Where to predict, M blocks for each sample; with Padded the result has zeros where there is no
                 token.
-            mask_index: Which family of masks this is: its mask token is used, counted round if there are fewer.
+            mask_index: Which family of masks this is: its mask token is used, modulo the number of mask tokens.
             grid: The grid that the indices refer to, if the input had another size than the encoder was built for.
             true_targets: What is to be predicted; only read with ``target_noise``.
         """

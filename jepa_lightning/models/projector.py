@@ -31,9 +31,9 @@ class BatchNorm(nn.BatchNorm1d):
 
     def _keep(self, mean: Tensor, variance: Tensor) -> None:
         """Move the running statistics, as PyTorch does."""
-        share = self.momentum or 0.1
+        weight = self.momentum or 0.1
         for running, new in ((self.running_mean, mean), (self.running_var, variance)):
-            cast(Tensor, running).lerp_(new, share)
+            cast(Tensor, running).lerp_(new, weight)
         cast(Tensor, self.num_batches_tracked).add_(1)
 
 

@@ -24,13 +24,13 @@ class Encoder(nn.Module, ABC):
 
     Attributes:
         embed_dim: Channels of each output token, D.
-        num_heads: Attention heads (a predictor takes as many, unless told otherwise).
+        num_heads: Attention heads; the default of a predictor.
         img_size: Height and width in pixels that it is built for.
         patch_size: Side of a patch in pixels.
         grid: Tokens along time, height and width at ``img_size`` and ``num_frames``.
         num_frames: Frames of a clip that it is built for; 1 for images.
         tubelet_size: Frames that one token covers.
-        positions: How tokens know where they are; a predictor does the same, unless told otherwise.
+        positions: How positions enter the tokens; a predictor does the same.
         depth: Number of layers whose tokens ``encoder(inputs, layers=...)`` gives; 1 if it knows only its output.
         normalize: Normalises uint8 values, or values from 0 to 1, as its training did; None where that is not known.
         preprocess: Makes a normalised input without batch axis, (C, H, W) or (C, T, H, W), of an image, a video or a
@@ -55,7 +55,7 @@ class Encoder(nn.Module, ABC):
     ) -> Float[Tensor, "batch tokens dim"]:
         """Tokens of the whole input, or only of the patches that ``context`` names (nothing else is read).
 
-        Of Padded, samples with different numbers of tokens, the result has zeros where there is no token.
+        With Padded, samples with different numbers of tokens, the result has zeros where there is no token.
         """
 
     @abstractmethod
@@ -213,8 +213,8 @@ class VisionTransformer(Encoder):
 
         Args:
             inputs: Images (B, C, H, W) or clips (B, C, T, H, W).
-            context: The tokens to compute, (B, Nc); attention sees no others. Of Padded the result has zeros where
-                there is no token.
+            context: The tokens to compute, (B, Nc); attention sees no others. With Padded the result has zeros
+                where there is no token.
             layers: The block whose tokens are wanted in place of the last one's, from 0; -1 is the last. Of several
                 numbers the result is a list. All tokens pass through the final norm.
 
