@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from jepa_lightning import __version__, callbacks, checkpoint, commands
 from jepa_lightning.data import JEPADataModule
+from jepa_lightning.explore.maps import Maps
 from jepa_lightning.finding import find_checkpoint, with_shipped_configs, with_stored_config
 from jepa_lightning.interop.trainer import adopt, checkpoint_io
 from jepa_lightning.messages import JepaParser, condense
@@ -35,7 +36,7 @@ OBSERVERS = {
     "alarm": callbacks.Alarm,
     "progress": callbacks.ProgressBar,
     "features": callbacks.FeatureWriter,
-    "maps": callbacks.Maps,
+    "maps": Maps,
     "report": callbacks.Report,
 }
 """Always there, each configured under its name: `--probe.k 10`."""

@@ -31,9 +31,9 @@ MAY_IMPORT = {
     "methods": {"models", "losses", "masking", "schedules", "distributed", "metrics", "checkpoint", "writing"},
     "data": {"masking", "distributed", "messages"},
     "evaluation": {"metrics", "distributed", "masking", "messages"},
-    # `jepa predict` draws the same as the page, which looks at networks.
-    "callbacks": {"evaluation", "metrics", "distributed", "masking", "checkpoint", "messages", "explore", "writing"},
-    "explore": {"callbacks.pictures", "data", "models", "masking", "interop", "checkpoint", "finding"},
+    "callbacks": {"evaluation", "metrics", "distributed", "masking", "checkpoint", "messages", "writing"},
+    # A page, and `jepa predict` draws the same: principal components as the pictures of a training show them.
+    "explore": {"callbacks.pictures", "data", "models", "masking", "interop", "checkpoint", "finding", "distributed"},
     # Its commands parse their arguments and find checkpoints as all commands do; exports are compared on real pictures.
     "interop": {
         *("models", "methods", "schedules", "masking", "checkpoint", "messages", "untrusted", "finding"),
