@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import re
 import sys
-import traceback
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -23,10 +19,11 @@ from jepa_lightning import __version__, callbacks, commands, weights
 from jepa_lightning.checkpoint_io import AtomicCheckpointIO, WeightsIO
 from jepa_lightning.commands.adopt import adopt
 from jepa_lightning.commands.find import find_checkpoint, with_shipped_configs
-from jepa_lightning.commands.messages import JepaParser, RankZeroHandler, condense
+from jepa_lightning.commands.messages import JepaParser, quieten, told
 from jepa_lightning.commands.options import NON_FINITE, TRUST
 from jepa_lightning.commands.stored import KEY_WORDS, changes, trusted_packages, with_checkpoint
 from jepa_lightning.data import JEPADataModule
+from jepa_lightning.explore.maps import Maps
 from jepa_lightning.loading import start_from
 from jepa_lightning.methods import Method
 from jepa_lightning.probing import PretrainedEncoder
@@ -42,30 +39,11 @@ OBSERVERS = {
     "alarm": callbacks.Alarm,
     "progress": callbacks.ProgressBar,
     "features": callbacks.FeatureWriter,
-    "maps": callbacks.Maps,
+    "maps": Maps,
     "report": callbacks.Report,
 }
 """Always there, each configured under its name: `--probe.k 10`."""
 
-
-MEANT = (
-    r"Found \d+ module\(s\) in eval mode",  # the target encoder
-    "`weights_only` was not set",
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6 on torch 2.15
-    "The '.*dataloader' does not have many workers",
-    "FSDP2-wrapped module .* returned a view tensor",  # which nothing changes in place
-)
-"""Warnings of Lightning that would worry a person for nothing."""
-
-DESCRIPTIONS = {
-    name: {"description": text, "usage": f"jepa {name} --config NAME_OR_FILE [--option VALUE ...]"}
-    for name, text in {
-        "fit": "Train. Options of the model, the data and the observers stand at the end of this page.",
-        "validate": "Probe a checkpoint on held-out data and print what it has learned.",
-        "test": "The same as validate on the test split.",
-        "predict": "Write the features of every image, with file names, to a safetensors file.",
-    }.items()
-}
 
 
 class JepaCLI(LightningCLI):
@@ -165,21 +143,13 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Arguments; those of the process if None.
     """
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
-    logging.getLogger("jepa_lightning").setLevel(logging.INFO)
-    logging.getLogger("jepa_lightning").addHandler(RankZeroHandler())
-    for message in MEANT:
-        warnings.filterwarnings("ignore", message=message)
+    quieten()
     given, sys.argv = sys.argv, [sys.argv[0], *(sys.argv[1:] if args is None else args)]
     try:
-        if commands.run(sys.argv[1:]):
-            return
-        options = [re.sub(r"^--model\.init_from\b", "--init_from", argument) for argument in sys.argv[1:]]
-        run(with_shipped_configs(options))
+        if not commands.run(sys.argv[1:]):
+            run([re.sub(r"^--model\.init_from\b", "--init_from", argument) for argument in sys.argv[1:]])
     except Exception as error:
-        if os.environ.get("JEPA_TRACEBACK") or not _says_all(error):
-            traceback.print_exc()
-        sys.exit(f"jepa: {type(error).__name__}: {condense(str(error))}")
+        sys.exit(told(error))
     finally:
         sys.argv = given
 
@@ -188,11 +158,11 @@ def run(arguments: Sequence[str]) -> None:
     """Run one of Lightning's commands, on what a checkpoint says where the arguments do not.
 
     Args:
-        arguments: The arguments, with paths of configurations in place of their names.
+        arguments: Those after `jepa`.
     """
-    finite = "--allow_non_finite" in arguments
-    with weights.trusting(*trusted_packages(arguments), allow_non_finite=finite):
-        call = with_checkpoint(arguments)  # holds the checkpoint, which is read once
+    named = with_shipped_configs(arguments)
+    with weights.trusting(*trusted_packages(named), allow_non_finite="--allow_non_finite" in named):
+        call = with_checkpoint(named)  # holds the checkpoint, which is read once
         sys.argv[1:] = call.arguments  # processes that Lightning starts take it from there
         JepaCLI(
             Method,
@@ -204,20 +174,9 @@ def run(arguments: Sequence[str]) -> None:
                 "logger": lazy_instance(TensorBoardLogger, save_dir="runs", name="jepa"),
             },
             seed_everything_default=0,
-            parser_kwargs={"prog": "jepa", "version": __version__, "description": __doc__, **DESCRIPTIONS},
+            parser_kwargs={"prog": "jepa", "version": __version__, "description": __doc__, **commands.DESCRIPTIONS},
             parser_class=JepaParser,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
         )
-
-
-def _no_advertisement(record: logging.LogRecord) -> bool:
-    """Lightning recommends cloud products between the lines that a person needs."""
-    return "Tip: " not in record.getMessage()
-
-
-def _says_all(error: Exception) -> bool:
-    """Whether the message is enough: one of our own checks raised it, perhaps while jsonargparse built the object."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return Path(last.filename).is_relative_to(Path(__file__).parent) or "Union subtypes" in str(error)

@@ -21,25 +21,33 @@ MAY_IMPORT = {
     "schedules": set(),
     "metrics": set(),
     "distributed": set(),
+    "preprocessing": set(),
     "lars": set(),
     "writing": set(),
-    "preprocessing": set(),
     "muon": {"distributed"},
     "losses": {"distributed"},
     # A BatchNorm's batch is that of all processes.
     "models": {"masking.tokens", "masking.padded", "distributed"},
     "methods": {"models", "losses", "masking", "schedules", "distributed", "metrics", "writing"},
-    # A probe reads the checkpoint that it is given, when it is built.
-    "probing": {"methods.base", "methods.groups", "models", "masking", "schedules", "distributed", "evaluation", "weights"},
+    # A probe opens the checkpoint that it is given, when it is built.
+    "probing": {
+        *("methods.base", "methods.groups", "models", "masking", "schedules", "distributed", "writing"),
+        *("evaluation", "weights"),
+    },
     "data": {"masking", "distributed", "preprocessing"},
-    "evaluation": {"metrics", "distributed", "masking", "messages"},
-    # `jepa predict` draws the same as the page, which looks at networks.
-    "callbacks": {"evaluation", "metrics", "distributed", "masking", "checkpoint", "messages", "explore", "writing"},
-    "explore": {"callbacks.pictures", "data", "models", "masking", "interop", "checkpoint", "finding", "preprocessing"},
-    # Its commands parse their arguments and find checkpoints as all commands do; exports are compared on real pictures.
-    "interop": {
-        *("models", "methods", "probing", "schedules", "masking", "checkpoint", "messages", "untrusted", "finding"),
-        *("data.embedded", "data.moving_digits"),
+    "evaluation": {"metrics", "distributed", "masking"},
+    "callbacks": {"evaluation", "metrics", "distributed", "masking", "writing"},
+    # Descriptions and tensors: never a method, never Lightning.
+    "weights": {"models", "masking", "preprocessing", "writing"},
+    "checkpoint_io": {"weights"},
+    "loading": {"weights", "methods", "probing", "models", "schedules", "data.preprocess"},
+    # Exports are compared on real pictures.
+    "export": {"weights", "loading", "models", "masking", "preprocessing", "data.embedded", "data.moving_digits"},
+    # A page, and `jepa predict` draws the same: principal components as the pictures of a training show them.
+    "explore": {"callbacks.pictures", "data", "models", "masking", "distributed", "preprocessing"},
+    "commands": {
+        *("weights", "loading", "export", "explore", "evaluation", "probing", "data", "models", "masking", "metrics"),
+        *("preprocessing", "distributed"),
     },
 }
 WITHOUT_LIGHTNING = (
@@ -119,18 +127,7 @@ def test_a_part_imports_only_what_it_may(part: str) -> None:
 
 
 def test_every_part_of_the_package_has_a_rule_or_is_a_single_file_on_top() -> None:
-    on_top = {
-        "",
-        "__main__",
-        "cli",
-        "checkpoint",
-        "commands",
-        "evaluate",
-        "finding",
-        "messages",
-        "strategies",
-        "untrusted",
-    }
+    on_top = {"", "__main__", "cli", "strategies"}
     assert {module_of(path).split(".")[0] for path in FILES} - on_top <= set(MAY_IMPORT)
 
 

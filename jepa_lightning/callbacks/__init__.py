@@ -5,7 +5,6 @@ from jepa_lightning.callbacks.checkpoints import Checkpoints
 from jepa_lightning.callbacks.config import SaveConfig
 from jepa_lightning.callbacks.features import FeatureWriter
 from jepa_lightning.callbacks.health import Health
-from jepa_lightning.callbacks.maps import Maps
 from jepa_lightning.callbacks.monitor import Monitor
 from jepa_lightning.callbacks.pictures import Pictures
 from jepa_lightning.callbacks.probe import Probe
@@ -18,7 +17,6 @@ __all__ = [
     "Checkpoints",
     "FeatureWriter",
     "Health",
-    "Maps",
     "Monitor",
     "OptimizerState",
     "Pictures",

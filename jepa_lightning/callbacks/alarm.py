@@ -7,14 +7,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from lightning import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from jepa_lightning.callbacks.collapse import SIGNS, Vitals, of_predictions, seen, spread_of_rows
 from jepa_lightning.callbacks.measures import some_rows, targets_of
-from jepa_lightning.callbacks.when import dry_run
+from jepa_lightning.callbacks.observer import Observer, tensorboards
 from jepa_lightning.distributed import local_part
 from jepa_lightning.masking import MaskedBatch
 
@@ -28,7 +27,7 @@ SAMPLES = 16
 """Inputs that are encoded for a method whose steps have no predictions to look at."""
 
 
-class Alarm(Callback):
+class Alarm(Observer):
     """Watches for signs of collapse, and says which it sees in the progress bar, the log and TensorBoard.
 
     The signs: see `callbacks/collapse.py`. Those that compare with the start of training compare with the best value so
@@ -46,13 +45,14 @@ class Alarm(Callback):
     def __init__(self, every_n_steps: int = 10, patience: int = 3, stop: bool = False, rows: int = 256) -> None:
         if patience < 1:
             raise ValueError(f"patience is a number of looks, at least 1, got {patience}")
-        self.every_n_steps, self.patience, self.stop, self.rows = every_n_steps, patience, stop, rows
+        super().__init__(every_n_steps)
+        self.patience, self.stop, self.rows = patience, stop, rows
         self.reason = ""
         """Why the alarm is on, in a few words; empty while it is off."""
         self._best: Vitals = {}
         self._in_a_row: dict[str, int] = {}
         self._calm = 0
-        self._due, self._step = False, -1
+        self._due = False
         self._latest: dict[str, Tensor] = {}
         self._recent: dict[str, list[float]] = {}
         self._predictions: Tensor | None = None
@@ -60,22 +60,15 @@ class Alarm(Callback):
 
     # ------------------------------------------------------------------ looking
 
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Ask to see what each step computes; a probe trains no features and is left alone."""
-        self._watching = bool(self.every_n_steps) and not dry_run(trainer) and hasattr(pl_module, "observers")
-        if self._watching:
-            pl_module.observers.append(self.see)
-
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Look no more."""
-        if self.see in getattr(pl_module, "observers", ()):
-            pl_module.observers.remove(self.see)
+        super().teardown(trainer, pl_module, stage)
         self._latest, self._recent, self._vectors = {}, {}, None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: MaskedBatch, batch_idx: int) -> None:
         """Look at the first batch of every n-th optimizer step."""
-        first, self._step = trainer.global_step != self._step, trainer.global_step
-        self._due = self._watching and first and self._step % self.every_n_steps == 0
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._due = self.due(self.every_n_steps)
         self._looks = self._due and trainer.is_global_zero
         self._moves = self._moves_of(pl_module) if self._looks else {}
         self._seen = False
@@ -105,7 +98,7 @@ class Alarm(Callback):
             return
         if not self._seen:  # a method without predictions; every process takes part in encoding
             name = "context" if pl_module.evaluated is pl_module.encoder else "target"
-            self._keep(name, self._encode(trainer, pl_module, batch.inputs[:SAMPLES]), None)
+            self._keep(name, self.encode(trainer, pl_module, batch.inputs[:SAMPLES]), None)
         if self._looks:
             self.judge(trainer, self._vitals(outputs))
         if self.stop and trainer.strategy.broadcast(bool(self.reason)):
@@ -131,10 +124,6 @@ class Alarm(Callback):
         """Over the last looks: what a batch shows, and how much of it, differs much from one to the next."""
         self._recent[measure] = [*self._recent.get(measure, []), value][-LOOKS:]
         return sum(self._recent[measure]) / len(self._recent[measure])
-
-    def _encode(self, trainer: Trainer, pl_module: Any, inputs: Tensor) -> Float[Tensor, "batch tokens dim"]:
-        with torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
-            return pl_module.encode(inputs)
 
     @torch.no_grad()
     def _moves_of(self, pl_module: Any) -> dict[str, Tensor]:
@@ -168,15 +157,13 @@ class Alarm(Callback):
         elif self.reason and self._calm >= CALM * self.patience:
             self.reason = ""
             self._say(trainer, "the collapse alarm is over: its signs are gone")
-        for logger in trainer.loggers:
-            logger.log_metrics({"health/alarm": float(bool(self.reason))}, step=self._step)
+        self.log_health(trainer, {"alarm": float(bool(self.reason))}, self._step)
 
     def _say(self, trainer: Trainer, message: str) -> None:
         message = f"step {self._step}: {message}"
         rank_zero_info(f"\n{message}" + (" (training stops)" if self.stop and self.reason else ""))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("alarm", message, self._step)
+        for writer in tensorboards(trainer):
+            writer.add_text("alarm", message, self._step)
 
     def state_dict(self) -> dict[str, Any]:
         """What it compares with; a resumed run raises its own alarms, as something may have been changed."""

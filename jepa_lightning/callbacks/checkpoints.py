@@ -12,7 +12,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from jepa_lightning.callbacks.when import dry_run
+from jepa_lightning.callbacks.observer import dry_run
 
 
 class Checkpoints(Checkpoint):

@@ -7,7 +7,8 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
+
+from jepa_lightning.callbacks.observer import tensorboards
 
 CONFIG_KEY = "jepa_config"
 """Where a checkpoint keeps the resolved configuration, as YAML text."""
@@ -23,9 +24,8 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """A text panel in TensorBoard; indented, which Markdown shows as it is."""
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("config", "\n".join(f"    {line}" for line in self.text.splitlines()))
+        for writer in tensorboards(trainer):
+            writer.add_text("config", "\n".join(f"    {line}" for line in self.text.splitlines()))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """A checkpoint knows how to rebuild its module: see jepa_lightning.load."""

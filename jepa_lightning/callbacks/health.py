@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning import LightningModule, Trainer
 from torch import Tensor
 from torchvision.utils import save_image
 
@@ -24,7 +21,7 @@ from jepa_lightning.callbacks.measures import (
     some_rows,
     targets_of,
 )
-from jepa_lightning.callbacks.when import dry_run
+from jepa_lightning.callbacks.observer import Observer, tensorboards
 from jepa_lightning.distributed import gather_rows, relative_distance, world_size
 from jepa_lightning.masking import MaskedBatch
 
@@ -35,7 +32,7 @@ MEMORY = 2**28
 """Most bytes of views that a process keeps for LiDAR; with less than all samples it sees fewer dimensions."""
 
 
-class Health(Callback):
+class Health(Observer):
     """Logs under `health/` what tells whether a training is healthy; the ALARM of the Alarm callback watches for you.
 
     Of the training batch, every `trainer.log_every_n_steps`: `explained_variance_nearest`, how much better a prediction
@@ -64,9 +61,9 @@ class Health(Callback):
     def __init__(self, every_n_steps: int = 100, rows: int = 512, samples: int = 32, views: int = 4) -> None:
         if samples < 2 or views < 2:
             raise ValueError(f"LiDAR needs at least 2 samples and 2 views of each, got {samples} and {views}")
-        self.every_n_steps, self.rows, self.samples, self.views = every_n_steps, rows, samples, views
+        super().__init__(every_n_steps)
+        self.rows, self.samples, self.views = rows, samples, views
         self._cheap = self._complete = False
-        self._step = -1
         self._taken: dict[str, Tensor] = {}
         self._logged: dict[str, Tensor] = {}
         self._views: Tensor | None = None
@@ -80,24 +77,20 @@ class Health(Callback):
         folder = trainer.log_dir if stage == "fit" else None
         self._folder = Path(folder) if folder is not None and trainer.loggers else None
 
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Ask to see what each step computes; a probe trains no features and is left alone."""
-        self._observed = bool(self.every_n_steps and trainer.loggers) and not dry_run(trainer)
-        self._observed = self._observed and hasattr(pl_module, "observers")
-        if self._observed:
-            pl_module.observers.append(self.see)
+    def wanted(self, trainer: Trainer) -> bool:
+        """Whether to look at all; without a logger there is nothing to measure for."""
+        return super().wanted(trainer) and bool(trainer.loggers)
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Look no more."""
-        if self.see in getattr(pl_module, "observers", ()):
-            pl_module.observers.remove(self.see)
+        super().teardown(trainer, pl_module, stage)
         self._views = self._counts = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: MaskedBatch, batch_idx: int) -> None:
-        """Decide what this step is good for: once for each optimizer step, also under gradient accumulation."""
-        first, self._step = trainer.global_step != self._step, trainer.global_step
-        self._cheap = self._observed and first and self._step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-        self._complete = self._observed and first and self._step % self.every_n_steps == 0
+        """Decide what is measured of this step."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._cheap = self.due(trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        self._complete = self.due(self.every_n_steps)
 
     # ------------------------------------------------------------------ of the training batch
 
@@ -136,33 +129,32 @@ class Health(Callback):
                 self._count(pl_module, batch)
             if self._complete:
                 if not self._taken:  # a method without predictions: what it evaluates
-                    tokens = self._encode(trainer, pl_module, batch.inputs[: 8 * FEW])
+                    tokens = self.encode(trainer, pl_module, batch.inputs[: 8 * FEW])
                     most = -(-self.rows // world_size())
                     self._taken = {"target": some_rows(tokens, None, most, self._step), "target_pooled": tokens.mean(1)}
                 self._more(trainer, pl_module, batch.inputs[:FEW])
             rows = {name: gather_rows(rows) for name, rows in self._taken.items()}
             if trainer.is_global_zero:
-                self._log(trainer, rows)
+                self._write(trainer, rows)
         self._taken, self._logged = {}, {}
         self._cheap = self._complete = False
 
-    def _log(self, trainer: Trainer, rows: dict[str, Tensor]) -> None:
+    def _write(self, trainer: Trainer, rows: dict[str, Tensor]) -> None:
         values = {name: float(value) for name, value in self._logged.items()}
         for name, features in rows.items():
             values |= describe(name, features.cpu())
-        for logger in trainer.loggers:
-            logger.log_metrics({f"health/{name}": value for name, value in values.items()}, step=self._step)
-            if isinstance(logger, TensorBoardLogger):
-                for name in rows.keys() & {"context", "predicted", "target"}:
-                    deviation = rows[name].std(dim=0, correction=0).cpu()
-                    logger.experiment.add_histogram(f"health/{name}_std", deviation, self._step)
+        self.log_health(trainer, values, self._step)
+        for name in rows.keys() & {"context", "predicted", "target"}:
+            deviation = rows[name].std(dim=0, correction=0).cpu()
+            for writer in tensorboards(trainer):
+                writer.add_histogram(f"health/{name}_std", deviation, self._step)
 
     # ------------------------------------------------------------------ of a few inputs
 
     def _more(self, trainer: Trainer, pl_module: Any, inputs: Float[Tensor, "batch channels *size"]) -> None:
         """What needs more passes of the encoders; every process takes part, as networks may be sharded."""
         logged, twins = self._logged, pl_module.encoder is pl_module.evaluated
-        with self._looking(trainer):
+        with self.looking(trainer):
             if not twins:
                 parameters = pl_module.encoder.parameters(), pl_module.evaluated.parameters()
                 logged["encoder_distance"] = relative_distance(*parameters)
@@ -188,19 +180,9 @@ class Health(Callback):
         found = []
         for views in self._views.split(FEW):
             inputs = data.normalize(views.flatten(0, 1).to(pl_module.device))
-            tokens = self._encode(trainer, pl_module, inputs)
+            tokens = self.encode(trainer, pl_module, inputs)
             found.append(tokens.float().mean(dim=1).unflatten(0, views.shape[:2]))
         return gather_rows(torch.cat(found)).cpu()
-
-    def _encode(self, trainer: Trainer, pl_module: Any, inputs: Tensor) -> Float[Tensor, "batch tokens dim"]:
-        with self._looking(trainer):
-            return pl_module.encode(inputs)
-
-    @contextmanager
-    def _looking(self, trainer: Trainer) -> Iterator[None]:
-        """As in training, but not compiled: it would be compiled anew for another batch size, for minutes."""
-        with torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context(), torch.no_grad():
-            yield
 
     # ------------------------------------------------------------------ masks
 
@@ -220,10 +202,9 @@ class Health(Callback):
         counts = counts.cpu()
         picture, targets = coverage(counts, self._grid), counts[1::2].sum(dim=0)
         least = float(targets.min() / targets.mean().clamp_min(1e-12))
-        for logger in trainer.loggers:
-            logger.log_metrics({"health/least_target": least}, step=trainer.global_step)
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("mask coverage", picture, trainer.global_step)
+        self.log_health(trainer, {"least_target": least}, trainer.global_step)
+        for writer in tensorboards(trainer):
+            writer.add_image("mask coverage", picture, trainer.global_step)
         if self._folder is not None:
             path = self._folder / "pictures" / "mask_coverage.png"
             path.parent.mkdir(parents=True, exist_ok=True)

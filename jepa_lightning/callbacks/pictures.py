@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
-from jepa_lightning.callbacks.when import dry_run
+from jepa_lightning.callbacks.observer import dry_run, tensorboards
 from jepa_lightning.masking import Grid, MaskedBatch
 
 GREY = 0.25
@@ -56,9 +55,8 @@ class Pictures(Callback):
         picture, folder = self.draw(batch, pl_module, trainer.datamodule), trainer.log_dir  # type: ignore[attr-defined]
         if not trainer.is_global_zero:
             return
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("masks and features", picture, trainer.global_step)
+        for writer in tensorboards(trainer):
+            writer.add_image("masks and features", picture, trainer.global_step)
         if folder is not None and trainer.loggers:
             path = Path(folder) / "pictures" / f"step_{trainer.global_step:06d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from typing import Any
 from lightning import Callback, Trainer
 from torch import Tensor, nn
 
-from jepa_lightning.callbacks.when import dry_run
+from jepa_lightning.callbacks.observer import dry_run
 from jepa_lightning.evaluation import extract, score, table
 from jepa_lightning.evaluation.report import Scores
 

@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from jepa_lightning.callbacks.config import SaveConfig
-from jepa_lightning.callbacks.when import dry_run
+from jepa_lightning.callbacks.observer import dry_run
 from jepa_lightning.evaluation.document import Report as Document
 from jepa_lightning.evaluation.protocols import Result
 from jepa_lightning.evaluation.provenance import commit, hardware, software

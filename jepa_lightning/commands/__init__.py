@@ -47,6 +47,18 @@ COMMANDS = {
 }
 
 
+DESCRIPTIONS = {
+    name: {"description": text, "usage": f"jepa {name} --config NAME_OR_FILE [--option VALUE ...]"}
+    for name, text in {
+        "fit": "Train. Options of the model, the data and the observers stand at the end of this page.",
+        "validate": "Probe a checkpoint on held-out data and print what it has learned.",
+        "test": "The same as validate on the test split.",
+        "predict": "Write the features of every image, with file names, to a safetensors file.",
+    }.items()
+}
+"""Of Lightning's commands, for their help."""
+
+
 def run(arguments: Sequence[str]) -> bool:
     """Run the command that the first argument names.
 

@@ -7,9 +7,12 @@ import logging
 import os
 import re
 import sys
+import traceback
+import warnings
 from collections.abc import Iterable
 from importlib import import_module
 from inspect import signature
+from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -41,6 +44,44 @@ class RankZeroHandler(logging.StreamHandler[Any]):
         """Print, if this is the first process."""
         if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0:
             super().emit(record)
+
+
+MEANT = (
+    r"Found \d+ module\(s\) in eval mode",  # the target encoder
+    "`weights_only` was not set",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6 on torch 2.15
+    "The '.*dataloader' does not have many workers",
+    "FSDP2-wrapped module .* returned a view tensor",  # which nothing changes in place
+)
+"""Warnings of Lightning that would worry a person for nothing."""
+
+
+def quieten() -> None:
+    """Let the package print what it says, and Lightning keep back what would worry a person for nothing."""
+    ours = logging.getLogger("jepa_lightning")
+    ours.setLevel(logging.INFO)
+    if not any(isinstance(handler, RankZeroHandler) for handler in ours.handlers):
+        ours.addHandler(RankZeroHandler())
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
+    for message in MEANT:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _no_advertisement(record: logging.LogRecord) -> bool:
+    """Lightning recommends cloud products between the lines that a person needs."""
+    return "Tip: " not in record.getMessage()
+
+
+def told(error: Exception) -> str:
+    """The last line about an error; before it the traceback, where the message alone may not be enough.
+
+    It is enough where one of our own checks raised it, perhaps while jsonargparse built an object.
+    """
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    ours = Path(last.filename).is_relative_to(Path(__file__).parent.parent) or "Union subtypes" in str(error)
+    if os.environ.get("JEPA_TRACEBACK") or not ours:
+        traceback.print_exc()
+    return f"jepa: {type(error).__name__}: {condense(str(error))}"
 
 
 STRUCTURE = re.compile(

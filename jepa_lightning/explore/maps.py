@@ -1,4 +1,4 @@
-"""`jepa predict` draws what `jepa explore` shows: attention, principal components, surprise, the map of all samples."""
+"""What `jepa explore` shows as files of `jepa predict`: attention, principal components, surprise, the UMAP map."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from jepa_lightning.distributed import world_size
 from jepa_lightning.explore.subject import Pixels, Subject
 
 FEWEST = 8
-"""Samples below which a map says nothing."""
+"""Fewest samples in a map."""
 
 
 class Maps(Callback):
-    """Writes `maps/SAMPLE.png` for the first samples, and `maps/umap.png` of all, in the folder of the run.
+    """Writes `maps/SAMPLE.png` of the first samples and `maps/umap.png` of all to the folder of the run.
 
-    A picture has a row each for the frames, the attention that each head of the last layer pays to a patch on average,
-    the principal components of the features, and the surprise: every quarter of the picture hidden once and predicted.
-    Rows that a model has nothing for are left out. In a run of several processes nothing is drawn.
+    A picture has rows for the frames, the mean attention that each head of the last layer pays to each patch, the
+    principal components of the features, and the surprise: every quarter of the picture is hidden once and predicted.
+    A model without attention or without a predictor has no such row. A run of several processes draws nothing.
 
     Args:
-        count: Samples that get a picture; 0 for none at all.
-        most: Samples in the map.
+        count: Samples that get a picture; 0 for no pictures and no map.
+        most: Most samples in the map.
     """
 
     def __init__(self, count: int = 8, most: int = 2000) -> None:
@@ -38,7 +38,7 @@ class Maps(Callback):
         self._draws = False
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what is missing before the work begins."""
+        """Say before the work begins if matplotlib is missing."""
         self._kept, self._rows, self._draws = [], [], self.count > 0 and world_size() == 1
         try:
             import matplotlib
@@ -101,7 +101,7 @@ class Maps(Callback):
 
 
 def rows_of(subject: Subject, pixels: Pixels) -> list[tuple[str, Tensor]]:
-    """What can be drawn of one input: a title, and (T', H', W') values or (T', H', W', 3) colours for each."""
+    """Titles of the rows of one input, with (T', H', W') values or (T', H', W', 3) colours each."""
     grid = subject.grid(pixels)
     frames = pixels[:, :: pixels.shape[1] // grid[0]].permute(1, 2, 3, 0)
     rows = [("input", frames)]
@@ -118,7 +118,7 @@ def rows_of(subject: Subject, pixels: Pixels) -> list[tuple[str, Tensor]]:
 
 
 def draw(subject: Subject, pixels: Pixels, title: str, path: Path) -> None:
-    """A picture of one input: of an image the rows stand side by side, of a clip below each other."""
+    """Draw one input: rows of an image stand side by side, those of a clip below each other."""
     from matplotlib.figure import Figure
 
     rows = rows_of(subject, pixels)
@@ -140,7 +140,7 @@ def draw(subject: Subject, pixels: Pixels, title: str, path: Path) -> None:
 
 
 def draw_plane(places: Any, labels: list[str], path: Path) -> None:
-    """Points in the colours of their labels."""
+    """Draw points in the colours of their labels."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 6.5), layout="constrained")

@@ -9,9 +9,8 @@ import torch
 from lightning import Trainer
 from PIL import Image
 
-from jepa_lightning.callbacks import Maps
-from jepa_lightning.callbacks.maps import draw, rows_of
 from jepa_lightning.data import ImageDataModule
+from jepa_lightning.explore.maps import Maps, draw, rows_of
 from jepa_lightning.explore.subject import Subject
 from jepa_lightning.methods import IJEPA
 from jepa_lightning.models import Predictor, VisionTransformer
