@@ -9,8 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-CONFIG_KEY = "jepa_config"
-"""Where a checkpoint keeps the resolved configuration, as YAML text."""
+from jepa_lightning.writing import CONFIG_KEY
 
 
 class SaveConfig(SaveConfigCallback):
