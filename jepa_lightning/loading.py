@@ -72,9 +72,9 @@ def load(
             )
         config = model_config(found, checkpoint)
         if "checkpoint" not in (config.get("init_args") or {}):  # a probe reads another file when it is built
-            expected = outlined(found.path, partial(build, found.path, config)).state_dict()
+            expected = outlined(found.path, partial(build, config, found.path)).state_dict()
             check(found.path, "state_dict", _tensors(expected), _tensors(found.state))
-        module = build(found.path, config)
+        module = build(config, found.path)
         state = {name: _taken(found, name, value) for name, value in found.state.items()}
         try:
             module.load_state_dict(state)
@@ -100,12 +100,12 @@ def model_config(found: Own, checkpoint: str | Path | None = None) -> dict[str, 
     return {**config, "init_args": {**found.arguments, "checkpoint": str(place)}}
 
 
-def build(path: Path, config: dict[str, Any]) -> Any:
+def build(config: dict[str, Any], path: str | Path = "the configuration") -> Any:
     """A module from the ``model`` section of a configuration.
 
     Args:
-        path: The file that it comes from, for messages.
         config: The section.
+        path: The file that it comes from, for messages.
 
     Raises:
         DoesNotFit: If it makes no method.

@@ -1,8 +1,11 @@
-"""Which steps' values reach a logger."""
+"""What a run writes: which steps' values reach a logger, and where a checkpoint keeps the configuration."""
 
 from __future__ import annotations
 
 from typing import Any
+
+CONFIG_KEY = "jepa_config"
+"""Where a checkpoint keeps the resolved configuration, as YAML text."""
 
 
 def is_written(trainer: Any, batch_idx: int) -> bool:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 import yaml
@@ -19,14 +20,19 @@ from lightning import Trainer
 from lightning import __version__ as lightning_version
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
-from jepa_lightning.weights.ours import CONFIG_KEY
+from jepa_lightning.writing import CONFIG_KEY
 from jepa_lightning.checkpoint_io import AtomicCheckpointIO
 from jepa_lightning.loading import build
+from jepa_lightning.export.source import Source
 from jepa_lightning.masking import MaskedBatch, MultiBlock
 from jepa_lightning.methods import IJEPA
-from jepa_lightning.models import Predictor, VisionTransformer
+from jepa_lightning.models import Predictor, RoPE, VisionTransformer
+from jepa_lightning.models.pooling import AttentiveClassifier
+from jepa_lightning.preprocessing import Preprocessing
 from jepa_lightning.schedules import Constant
+from jepa_lightning.weights import Networks
 
 torch.set_num_threads(1)
 
@@ -37,6 +43,7 @@ IJEPAFactory = Callable[..., IJEPA]
 BatchFactory = Callable[..., MaskedBatch]
 TrainerFactory = Callable[..., Trainer]
 CheckpointFactory = Callable[..., str]
+SourceFactory = Callable[..., Source]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -147,7 +154,7 @@ def save_checkpoint() -> CheckpointFactory:
         arguments["predictor"] = {"class_path": "jepa_lightning.Predictor", "init_args": narrow}
         config = {"class_path": f"jepa_lightning.{method}", "init_args": arguments}
         torch.manual_seed(seed)
-        module: Any = build(path, config)
+        module: Any = build(config)
         for parameter in module.target_encoder.parameters():
             parameter.data += 0.3 * torch.randn_like(parameter)
         kind, masks = ("Video", "MultiBlock3D") if "num_frames" in encoder else ("Image", "MultiBlock")
@@ -160,3 +167,91 @@ def save_checkpoint() -> CheckpointFactory:
         return str(path)
 
     return save
+
+
+# ---------------------------------------------------------------------- networks of any format
+
+
+def _random(module: Any) -> Any:
+    """With weights and biases that all matter."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return module.requires_grad_(False).eval()
+
+
+def _as_meta_writes_it(module: Any, optimizer: torch.optim.Optimizer, path: Path, epoch: int) -> Path:
+    """Groups in the official order, position tables among the parameters, everything under its number."""
+    networks = ("encoder", "predictor", "target_encoder")
+    content: dict[str, Any] = {
+        name: {f"module.{key}": tensor.clone() for key, tensor in module.get_submodule(name).state_dict().items()}
+        for name in networks
+    }
+    trained = dict(optimizer.state)
+    by_name = {name: trained[p] for name, p in module.named_parameters() if p in trained}
+    groups: list[dict[str, Any]] = []
+    states: dict[int, Any] = {}
+    number = 0
+    for decayed in (True, False):
+        for network in networks[:2]:
+            names = []
+            for key, tensor in content[network].items():
+                if decayed == (tensor.ndim > 1 and "bias" not in key):
+                    state = by_name.get(f"{network}.{key.removeprefix('module.')}")
+                    if state is not None:
+                        states[number] = {name: value.clone() for name, value in state.items()}
+                    names.append(number)
+                    number += 1
+            groups.append({"params": names, "lr": 1e-3, "WD_exclude": not decayed})
+    content |= {"opt": {"state": states, "param_groups": groups}, "scaler": None, "epoch": epoch, "lr": 1e-3}
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture
+def as_meta_writes_it() -> Callable[[Any, torch.optim.Optimizer, Path, int], Path]:
+    return _as_meta_writes_it
+
+
+@pytest.fixture
+def random_weights() -> Callable[[nn.Module], nn.Module]:
+    return _random
+
+
+@pytest.fixture
+def image_source() -> SourceFactory:
+    """An I-JEPA of random weights, as a source of exports."""
+
+    def build(predictor: bool = False, img_size: Any = 16, **sizes: Any) -> Source:
+        settings = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 3.3, **sizes}
+        encoder = _random(VisionTransformer(img_size, **settings))
+        predicting = _random(Predictor(encoder, 12, 1)) if predictor else None
+        networks = Networks(encoder, "target", Preprocessing(encoder.img_size), predicting)
+        return Source(Path("some.ckpt"), networks, "All rights reserved.")
+
+    return build
+
+
+@pytest.fixture
+def clip_source() -> SourceFactory:
+    """A V-JEPA 2 of random weights, as a source of exports; ``classes`` for one with a probe."""
+
+    def build(predictor: bool = False, classes: int = 0, probe_heads: int = 3, depth: int = 3, **sizes: Any) -> Source:
+        settings = {"patch_size": 8, "embed_dim": 36, "depth": 2, "num_heads": 3, "num_frames": 4, "tubelet_size": 2}
+        settings = {"img_size": 16, **settings, "positions": RoPE(layout="tiled"), **sizes}
+        encoder = _random(VisionTransformer(**settings))
+        predicting = _random(Predictor(encoder, 24, 1, 2, num_mask_tokens=3)) if predictor else None
+        classifier = _random(AttentiveClassifier(encoder.embed_dim, classes, probe_heads, depth)) if classes else None
+        processing = Preprocessing(encoder.img_size)
+        networks = Networks(encoder, "target", processing, predicting, classifier)
+        return Source(Path("some.ckpt"), networks, "All rights reserved.")
+
+    return build
+
+
+@pytest.fixture
+def without_type_checks() -> Iterator[None]:
+    """Sizes are symbols while a graph is traced, and symbols are no integers."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

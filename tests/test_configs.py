@@ -15,7 +15,7 @@ import torch
 import yaml
 
 import jepa_lightning as jl
-from jepa_lightning.checkpoint import build
+from jepa_lightning.loading import build
 from jepa_lightning.cli import main
 from jepa_lightning.data import JEPADataModule
 from jepa_lightning.methods import Method

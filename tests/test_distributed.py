@@ -14,8 +14,9 @@ import pytest
 import torch
 import yaml
 
-from jepa_lightning.callbacks.config import CONFIG_KEY
-from jepa_lightning.checkpoint import AtomicCheckpointIO, build
+from jepa_lightning.writing import CONFIG_KEY
+from jepa_lightning.checkpoint_io import AtomicCheckpointIO
+from jepa_lightning.loading import build
 from jepa_lightning.cli import main
 from jepa_lightning.data.moving_digits import write_video
 

@@ -9,8 +9,9 @@ import yaml
 from lightning import Trainer
 
 import jepa_lightning as jl
-from jepa_lightning.callbacks.config import CONFIG_KEY
-from jepa_lightning.checkpoint import AtomicCheckpointIO, build
+from jepa_lightning.writing import CONFIG_KEY
+from jepa_lightning.checkpoint_io import AtomicCheckpointIO
+from jepa_lightning.loading import build
 
 CONFIG: dict[str, Any] = {
     "class_path": "jepa_lightning.IJEPA",
@@ -164,7 +165,7 @@ def test_what_has_no_encoder_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"folder.ckpt is a folder, not a checkpoint: give a file in it"):
         jl.load_encoder(tmp_path / "folder.ckpt")
     torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other.pt is no JEPA checkpoint in Meta's layout: it has no encoder"):
+    with pytest.raises(ValueError, match=r"other.pt is no checkpoint that is known here; it holds weights"):
         jl.load_encoder(tmp_path / "other.pt")
     torch.save({"state_dict": {}}, tmp_path / "plain.ckpt")
     with pytest.raises(ValueError, match=r"plain.ckpt holds no configuration"):

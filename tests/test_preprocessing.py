@@ -55,6 +55,14 @@ def test_a_clip_is_seen_as_its_frames_are(shape: tuple[int, int], size: tuple[in
     assert (clip.int() - expected.int()).abs().max() <= 1  # PyTorch's filter and Pillow's round differently
 
 
+def test_the_papers_cut_the_centre_out_of_what_is_a_seventh_larger() -> None:
+    assert Preprocessing((224, 224)).shorter_side == 256
+    assert Preprocessing((64, 64)).covered == (73, 73)
+    assert Preprocessing((32, 48)).covered == (37, 55)
+    assert Preprocessing((32, 48)).with_shorter_side(40).covered == (40, 60)
+    assert Preprocessing((32, 48)).with_shorter_side(None).covered == (32, 48)
+
+
 @pytest.mark.parametrize("shape", [(40, 80), (80, 40)])
 def test_views_are_crops_of_one_resized_clip_along_its_longer_side(shape: tuple[int, int]) -> None:
     frames = noise(*shape).permute(0, 3, 1, 2)

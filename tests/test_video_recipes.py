@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from jepa_lightning.checkpoint import build
+from jepa_lightning.loading import build
 from jepa_lightning.schedules import Schedule
 
 PAPERS = Path(__file__).parent.parent / "configs" / "papers"

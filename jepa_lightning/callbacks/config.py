@@ -10,8 +10,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from jepa_lightning.callbacks.observer import tensorboards
 
-CONFIG_KEY = "jepa_config"
-"""Where a checkpoint keeps the resolved configuration, as YAML text."""
+from jepa_lightning.writing import CONFIG_KEY
 
 
 class SaveConfig(SaveConfigCallback):

@@ -100,8 +100,8 @@ def check_sizes(path: Path, description: Any, state: Mapping[str, Any]) -> None:
         if not -limit <= number <= limit:
             raise DoesNotFit(f"{path} describes a network with {name} {number:,}, and has no tensors of that size")
     arguments = description.get("init_args") if isinstance(description, dict) else None
-    tokens = _tokens(arguments or {})
-    if tokens * int((arguments or {}).get("embed_dim") or 1) > max(SMALL_TABLE, 4 * most):
+    tokens, channels = _table(arguments if isinstance(arguments, dict) else {})
+    if tokens * channels > max(SMALL_TABLE, 4 * most):
         raise DoesNotFit(f"{path} describes a network with {tokens:,} tokens, and has no positions for that many")
 
 
@@ -118,14 +118,15 @@ def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
         yield place, value
 
 
-def _tokens(arguments: Mapping[str, Any]) -> int:
-    """How many tokens an input has, if these are the arguments of a VisionTransformer; else 0."""
+def _table(arguments: Mapping[str, Any]) -> tuple[int, int]:
+    """How many tokens an input has, and their channels, if a VisionTransformer has these arguments; else zeros."""
     try:
         height, width = pair(arguments["img_size"])
         frames = int(arguments.get("num_frames") or 1) // int(arguments.get("tubelet_size") or 1)
-        return frames * (height // int(arguments["patch_size"])) * (width // int(arguments["patch_size"]))
+        tokens = frames * (height // int(arguments["patch_size"])) * (width // int(arguments["patch_size"]))
+        return tokens, int(arguments.get("embed_dim") or 1)
     except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError):
-        return 0
+        return 0, 0
 
 
 def _build(path: Path, kind: Any, description: Description) -> Any:

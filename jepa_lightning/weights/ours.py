@@ -18,9 +18,8 @@ from jepa_lightning.weights.file import File, read
 from jepa_lightning.weights.meta_sizes import encoder_arguments
 from jepa_lightning.weights.networks import Branch, Networks, filled, outlined
 from jepa_lightning.weights.policy import CheckpointError, Unreadable
+from jepa_lightning.writing import CONFIG_KEY
 
-CONFIG_KEY = "jepa_config"
-"""Where a checkpoint keeps the resolved configuration, as YAML text."""
 NETWORK_OF: dict[Branch, str] = {"target": "target_encoder", "context": "encoder"}
 
 

@@ -10,8 +10,9 @@ import yaml
 from lightning import Trainer
 
 from jepa_lightning.callbacks import Probe
-from jepa_lightning.callbacks.config import CONFIG_KEY
-from jepa_lightning.checkpoint import AtomicCheckpointIO, build
+from jepa_lightning.writing import CONFIG_KEY
+from jepa_lightning.checkpoint_io import AtomicCheckpointIO
+from jepa_lightning.loading import build
 from jepa_lightning.data import ImageDataModule
 from jepa_lightning.probing import AttentiveProbe
 

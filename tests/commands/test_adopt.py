@@ -15,11 +15,12 @@ from jsonargparse import Namespace
 from safetensors.torch import load_file
 
 import jepa_lightning as jl
-from jepa_lightning.checkpoint import AtomicCheckpointIO, build
+from jepa_lightning.checkpoint_io import AtomicCheckpointIO
+from jepa_lightning.loading import build
 from jepa_lightning.cli import main
 from jepa_lightning.data import ImageDataModule, PretrainTransform
 from jepa_lightning.data.preprocess import Preprocess
-from jepa_lightning.interop.huggingface_writer import write_huggingface
+from jepa_lightning.export.huggingface import write_huggingface
 from jepa_lightning.interop.meta_probes import MetaProbeIO
 from jepa_lightning.interop.meta_training import MetaCheckpointIO
 from jepa_lightning.interop.networks import Networks

@@ -8,10 +8,10 @@ import pytest
 import torch
 import yaml
 
-from jepa_lightning.callbacks.config import CONFIG_KEY
-from jepa_lightning.checkpoint import build
-from jepa_lightning.interop.huggingface_writer import write_huggingface
-from jepa_lightning.interop.inspection import main
+from jepa_lightning.writing import CONFIG_KEY
+from jepa_lightning.loading import build
+from jepa_lightning.export.huggingface import write_huggingface
+from jepa_lightning.commands.inspect import main
 from jepa_lightning.interop.safetensors_file import write_safetensors
 from jepa_lightning.interop.timm import write_timm
 from jepa_lightning.models import Predictor, RoPE, VisionTransformer

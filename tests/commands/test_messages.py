@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from jepa_lightning.messages import condense
+from jepa_lightning.commands.messages import condense
 
 NESTED = """Parser key "model":
   Does not validate against any of the Union subtypes

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from jepa_lightning.interop.card import preprocessing, write_card
-from jepa_lightning.interop.formats import formats
+from jepa_lightning.export.card import preprocessing, write_card
+from jepa_lightning.export.formats import formats
 from jepa_lightning.interop.networks import Preprocessing
-from jepa_lightning.interop.parity import Comparison, Parity
-from jepa_lightning.interop.source import Source
+from jepa_lightning.export.parity import Comparison, Parity
+from jepa_lightning.export.source import Source
 
 PARITY = Parity("timm 1.0", [Comparison("tokens", "images", (2, 4, 24), 3e-7, 4.0)])
 CONFIG = {"seed_everything": 3, "model": {"class_path": "IJEPA"}, "data": {"class_path": "X"}, "trainer": {"secret": 1}}

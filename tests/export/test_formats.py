@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from jepa_lightning.interop import formats as module
-from jepa_lightning.interop.formats import check_packages, formats, prepared
+from jepa_lightning.export import formats as module
+from jepa_lightning.export.formats import check_packages, formats, prepared
 from jepa_lightning.models import SinCos3D
 
 

@@ -7,8 +7,8 @@ import onnx
 import pytest
 import torch
 
-from jepa_lightning.interop.source import Source, functions
-from jepa_lightning.interop.tracing import (
+from jepa_lightning.export.source import Source, functions
+from jepa_lightning.export.graphs import (
     Traceable,
     dynamic_sizes,
     reload_onnx,
@@ -84,7 +84,7 @@ def test_what_only_we_have_is_a_graph_like_any_other(image_source: Any, tmp_path
 def test_large_weights_stand_in_a_file_of_their_own(
     image_source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jepa_lightning.interop.tracing.EXTERNAL", 1000)
+    monkeypatch.setattr("jepa_lightning.export.graphs.EXTERNAL", 1000)
     source: Source = image_source(depth=1)
     (tmp_path / "here").mkdir()
     write_onnx(source, tmp_path / "here", fixed_size=True)

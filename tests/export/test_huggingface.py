@@ -17,9 +17,9 @@ from torch import Tensor
 from jepa_lightning import preprocessing
 from jepa_lightning.data.preprocess import Preprocess
 from jepa_lightning.interop.huggingface import load_huggingface
-from jepa_lightning.interop.huggingface_writer import write_huggingface
+from jepa_lightning.export.huggingface import write_huggingface
 from jepa_lightning.interop.networks import Networks, Preprocessing
-from jepa_lightning.interop.source import Source
+from jepa_lightning.export.source import Source
 from jepa_lightning.masking import gather_tokens
 
 transformers.utils.logging.disable_progress_bar()

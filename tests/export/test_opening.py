@@ -8,11 +8,11 @@ import pytest
 import torch
 import yaml
 
-from jepa_lightning.callbacks.config import CONFIG_KEY
-from jepa_lightning.checkpoint import build
-from jepa_lightning.interop.meta_writer import write_meta
-from jepa_lightning.interop.opening import open_source
-from jepa_lightning.interop.source import functions
+from jepa_lightning.writing import CONFIG_KEY
+from jepa_lightning.loading import build
+from jepa_lightning.export.meta import write_meta
+from jepa_lightning.export.opening import open_source
+from jepa_lightning.export.source import functions
 from jepa_lightning.interop.timm import write_timm
 from jepa_lightning.probing import AttentiveProbe
 
@@ -23,7 +23,7 @@ ENCODER = {
     "init_args": {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3},
 }
 PREDICTOR = {"class_path": "jepa_lightning.models.Predictor", "init_args": {"embed_dim": 12, "depth": 1}}
-DATA = {"class_path": "ImageDataModule", "init_args": {"normalization": [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]}}
+DATA = {"class_path": "jepa_lightning.data.ImageDataModule", "init_args": {"normalization": [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]}}
 
 
 def write(path: Path, model: Content, module: Any) -> Path:

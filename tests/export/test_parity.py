@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from jepa_lightning.interop.parity import TOLERANCE, Comparison, Parity, compare
-from jepa_lightning.interop.samples import samples
-from jepa_lightning.interop.source import Functions, functions
+from jepa_lightning.export.parity import TOLERANCE, Comparison, Parity, compare
+from jepa_lightning.export.samples import samples
+from jepa_lightning.export.source import Functions, functions
 
 
 def with_difference(difference: float) -> Parity:

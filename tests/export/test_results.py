@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jepa_lightning.interop.results import results
+from jepa_lightning.export.results import results
 
 SCORES = {"random initialisation": {"linear_top1": 0.5}, "trained": {"linear_top1": 0.75, "rankme": 9.21234}}
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from jepa_lightning.interop.samples import samples
+from jepa_lightning.export.samples import samples
 
 
 def test_there_are_random_numbers_and_real_images_of_the_size_of_the_encoder(image_source: Any) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from jepa_lightning.interop.source import functions
+from jepa_lightning.export.source import functions
 from jepa_lightning.models import SinCos3D
 
 

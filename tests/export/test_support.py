@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from jepa_lightning.interop import homes
-from jepa_lightning.interop.source import Source
+from jepa_lightning.export import support
+from jepa_lightning.export.source import Source
 from jepa_lightning.models import BlockOptions, Predictor, RoPE, SinCos3D, TargetNoise
 from jepa_lightning.models.backbones import TorchvisionBackbone
 from jepa_lightning.models.energy_transformer import EnergyBlocks

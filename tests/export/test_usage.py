@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from jepa_lightning.interop import tracing, usage
-from jepa_lightning.interop.formats import formats, prepared
-from jepa_lightning.interop.source import Source
+from jepa_lightning.export import graphs, usage
+from jepa_lightning.export.formats import formats, prepared
+from jepa_lightning.export.source import Source
 
 FUNCTIONS = {name: getattr(usage, name) for name in formats()}
 

@@ -13,13 +13,13 @@ from torch import Tensor
 import jepa_lightning as jl
 from jepa_lightning.interop import export as module
 from jepa_lightning.interop.export import export, main
-from jepa_lightning.interop.huggingface_writer import reload_huggingface
-from jepa_lightning.interop.meta import load_meta
-from jepa_lightning.interop.opening import open_source
+from jepa_lightning.export.huggingface import reload_huggingface
+from jepa_lightning.loading import load_meta
+from jepa_lightning.export.opening import open_source
 from jepa_lightning.interop.safetensors_file import read_networks
-from jepa_lightning.interop.source import Functions
+from jepa_lightning.export.source import Functions
 from jepa_lightning.interop.timm import reload_timm
-from jepa_lightning.interop.tracing import reload_onnx, reload_torch_export
+from jepa_lightning.export.graphs import reload_onnx, reload_torch_export
 from jepa_lightning.masking import gather_tokens
 from jepa_lightning.models.pooling import AttentiveClassifier
 

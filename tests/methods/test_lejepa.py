@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import jepa_lightning as jl
-from jepa_lightning.callbacks.config import CONFIG_KEY
-from jepa_lightning.checkpoint import AtomicCheckpointIO, build
+from jepa_lightning.writing import CONFIG_KEY
+from jepa_lightning.checkpoint_io import AtomicCheckpointIO
+from jepa_lightning.loading import build
 from jepa_lightning.losses import SIGReg
 from jepa_lightning.masking import MaskedBatch
 from jepa_lightning.methods import LeJEPA

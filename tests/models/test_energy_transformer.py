@@ -10,7 +10,7 @@ import torch
 from lightning import Callback, Trainer
 from torch import Tensor, nn
 
-from jepa_lightning.checkpoint import build
+from jepa_lightning.loading import build
 from jepa_lightning.masking import MaskedBatch
 from jepa_lightning.methods import IJEPA
 from jepa_lightning.models import EnergyBlocks, Predictor, RoPE, VisionTransformer

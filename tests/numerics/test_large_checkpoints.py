@@ -37,7 +37,7 @@ torch.save({**content, "opt": {"state": state, "param_groups": groups}, "scaler"
 MEASURE = """
 import json, resource, sys, time
 import jepa_lightning as jl
-from jepa_lightning.interop.inspection import report
+from jepa_lightning.commands.inspect import report
 from jepa_lightning.interop.layouts import open_layout
 import torch
 before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
@@ -60,7 +60,7 @@ from pathlib import Path
 import torch
 from jepa_lightning.interop.export import export
 from jepa_lightning.interop.networks import Networks, papers_preprocessing
-from jepa_lightning.interop.source import Source
+from jepa_lightning.export.source import Source
 from jepa_lightning.models import VisionTransformer
 encoder = VisionTransformer(32, 16, embed_dim=1536, depth=20, num_heads=16).requires_grad_(False).eval()
 source = Source(Path("large.ckpt"), Networks(encoder, "target", papers_preprocessing(encoder.img_size)), "None.")

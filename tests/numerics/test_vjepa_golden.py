@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from jepa_lightning.interop.meta import load_meta
+from jepa_lightning.loading import load_meta
 from jepa_lightning.masking import MaskedBatch, TokenMasks, gather_tokens
 from jepa_lightning.methods import VJEPA
 from jepa_lightning.schedules import Constant

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import jepa_lightning as jl
-from jepa_lightning.callbacks.config import CONFIG_KEY
-from jepa_lightning.checkpoint import AtomicCheckpointIO, build, load
+from jepa_lightning.writing import CONFIG_KEY
+from jepa_lightning.checkpoint_io import AtomicCheckpointIO
+from jepa_lightning.loading import build, load
 from jepa_lightning.data import ClipFormat, ClipSampler, VideoDataModule
 from jepa_lightning.data.moving_digits import write_video
 from jepa_lightning.masking import MaskCollator, MaskedBatch

@@ -15,8 +15,8 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 import jepa_lightning as jl
-from jepa_lightning.callbacks.config import CONFIG_KEY
-from jepa_lightning.checkpoint import build, read
+from jepa_lightning.writing import CONFIG_KEY
+from jepa_lightning.loading import build, read
 from jepa_lightning.lars import LARS
 from jepa_lightning.masking import MaskedBatch
 from jepa_lightning.models.average_pool import PIXEL_FEATURES, AveragePool, raw_pixels

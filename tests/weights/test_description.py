@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from jepa_lightning.interop.description import build_encoder, build_predictor, describe_encoder, describe_predictor
 from jepa_lightning.models import (
     BlockOptions,
     Predictor,
@@ -19,6 +19,14 @@ from jepa_lightning.models import (
     VisionTransformer,
 )
 from jepa_lightning.models.energy_transformer import EnergyBlocks
+from jepa_lightning.weights.description import (
+    describe_encoder,
+    describe_predictor,
+    encoder_builder,
+    predictor_builder,
+)
+from jepa_lightning.weights.networks import outlined
+from jepa_lightning.weights.policy import DoesNotFit, NotTrusted
 
 CLIP = {"num_frames": 4, "tubelet_size": 2}
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -44,7 +52,7 @@ def travelled(description: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ENCODERS)
 def test_an_encoder_is_built_again_from_its_description(name: str) -> None:
     encoder = encoder_of(**ENCODERS[name])
-    twin = build_encoder(Path("x"), travelled(describe_encoder(encoder))).eval()
+    twin = encoder_builder(Path("x"), travelled(describe_encoder(encoder)), encoder.state_dict())().eval()
     twin.load_state_dict(encoder.state_dict())
     frames = (4,) if encoder.num_frames > 1 else ()
     inputs = torch.randn(2, ENCODERS[name].get("in_chans", 3), *frames, *encoder.img_size)
@@ -67,7 +75,8 @@ def test_an_encoder_is_built_again_from_its_description(name: str) -> None:
 def test_a_predictor_is_built_again_for_its_encoder(changes: dict[str, Any]) -> None:
     encoder = encoder_of()
     predictor = Predictor(encoder, 12, 2, **changes)
-    twin = build_predictor(Path("x"), travelled(describe_predictor(predictor)), encoder)
+    build = predictor_builder(Path("x"), travelled(describe_predictor(predictor)), encoder, predictor.state_dict())
+    twin = build()
     twin.load_state_dict(predictor.state_dict())
     assert (twin.num_heads, twin.depth, twin.target_noise, twin.options) == (
         predictor.num_heads, predictor.depth, predictor.target_noise, predictor.options,
@@ -75,12 +84,13 @@ def test_a_predictor_is_built_again_for_its_encoder(changes: dict[str, Any]) -> 
 
 
 def test_a_file_does_not_decide_what_is_imported() -> None:
-    with pytest.raises(ValueError, match=r"^x names the class antigravity.Encoder, whose package is not imported"):
-        build_encoder(Path("x"), {"class_path": "antigravity.Encoder"})
+    with pytest.raises(NotTrusted, match=r"^x: network is of the class antigravity.Encoder, .* nothing was imported"):
+        encoder_builder(Path("x"), {"class_path": "antigravity.Encoder"}, {})
     nested = describe_encoder(encoder_of())
     nested["init_args"]["positions"] = {"class_path": "antigravity.Positions"}
-    with pytest.raises(ValueError, match="whose package is not imported"):
-        build_encoder(Path("x"), nested)
+    with pytest.raises(NotTrusted, match="network.positions is of the class antigravity.Positions"):
+        encoder_builder(Path("x"), nested, {})
+    assert "antigravity" not in sys.modules
 
 
 @pytest.mark.parametrize(
@@ -90,13 +100,14 @@ def test_a_file_does_not_decide_what_is_imported() -> None:
         lambda d: d["init_args"].update(embed_dim="wide"),
         lambda d: d["init_args"].update(patch_size=7),
         lambda d: d.update(class_path="jepa_lightning.models.Predictor"),
-        lambda d: d.update(class_path="jepa_lightning.finding.find_config"),
+        lambda d: d.update(class_path="jepa_lightning.commands.find.find_config"),
     ],
 )
 def test_a_description_that_makes_no_sense_is_an_error_that_names_the_file(
     spoil: Callable[[dict[str, Any]], None],
 ) -> None:
-    description = describe_encoder(encoder_of())
+    encoder = encoder_of()
+    description = describe_encoder(encoder)
     spoil(description)
-    with pytest.raises(ValueError, match=r"^cannot build what some.file describes"):
-        build_encoder(Path("some.file"), description)
+    with pytest.raises(DoesNotFit, match=r"some.file"):
+        outlined(Path("some.file"), encoder_builder(Path("some.file"), description, encoder.state_dict()))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from jepa_lightning.untrusted import own, read_torch
+from jepa_lightning.weights.torch_file import own, read_torch
 
 
 class Calls:

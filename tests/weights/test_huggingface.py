@@ -15,8 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from jepa_lightning.interop.huggingface import load_huggingface
+from jepa_lightning import weights
+from jepa_lightning.export.huggingface import write_huggingface
 from jepa_lightning.masking import gather_tokens
+from jepa_lightning.weights import Networks
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -31,6 +33,11 @@ VJEPA2 = {
     "pred_num_attention_heads": 2, "pred_num_mask_tokens": 3, "num_pooler_layers": 2, "num_labels": 5,
 }  # fmt: skip
 PREFIX = "vjepa2."
+
+
+def load_huggingface(folder: Path) -> Networks:
+    """All networks of a folder."""
+    return weights.open(folder).networks(predictor=True)
 
 
 def close(found: Tensor, expected: Tensor) -> None:
@@ -76,7 +83,7 @@ def test_names_of_the_modules_are_read_as_those_of_the_files(saved: Saver) -> No
 
 def test_it_is_said_that_ijepa_folders_hold_the_context_encoder(saved: Saver, caplog: pytest.LogCaptureFixture) -> None:
     path, _ = saved("IJepaModel")
-    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+    with caplog.at_level("INFO", "jepa_lightning"):
         assert load_huggingface(path).branch == "context"
     assert "holds the context encoder" in caplog.text
 
@@ -145,12 +152,10 @@ def test_several_files_and_an_index_are_one_model(saved: Saver) -> None:
 @pytest.fixture
 def ours(image_source: Any, clip_source: Any, tmp_path: Path) -> Callable[[bool], Path]:
     """A folder that is in order, for tests that spoil it."""
-    from jepa_lightning.interop.huggingface_writer import write_huggingface
-
     def write(clips: bool = False) -> Path:
         folder = tmp_path / "ours"
         folder.mkdir()
-        write_huggingface((clip_source(predictor=True) if clips else image_source()).networks, folder)
+        write_huggingface(clip_source(predictor=True) if clips else image_source(), folder)
         return folder
 
     return write

@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from jepa_lightning.interop.huggingface_files import config_of, local, preprocessing_of, size_of, tensors_of
+from jepa_lightning.preprocessing import Preprocessing
+from jepa_lightning.weights.file import read
+from jepa_lightning.weights.huggingface_files import preprocessing_of, size_of, tensors_of
 
 
 def index(folder: Path, where: dict[str, str]) -> None:
@@ -46,18 +47,16 @@ def test_a_damaged_index_or_configuration_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text("{")
     with pytest.raises(ValueError, match="is no valid index"):
         tensors_of(tmp_path)
-    (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"config.json is no valid JSON object"):
-        config_of(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json is no valid JSON"):
+        _ = read(tmp_path).config
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"has no config.json"):
-        config_of(tmp_path)
     with pytest.raises(FileNotFoundError, match="save it with safe_serialization=True"):
         tensors_of(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no such folder"):
-        local(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no such checkpoint: .*nowhere"):
+        read(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(("size", "pair"), [(8, (8, 8)), ([8, 16], (8, 16)), ({"height": 8, "width": 16}, (8, 16))])
@@ -74,32 +73,4 @@ def test_the_processor_of_the_released_ijepa_is_read_as_it_is(tmp_path: Path) ->
     about = {"size": {"height": 224, "width": 224}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(about))
     found = preprocessing_of(tmp_path, (224, 224))
-    assert found == ((224, 224), (0.5,) * 3, (0.5,) * 3, None)
-
-
-def test_a_name_on_the_hub_is_downloaded_unless_there_is_such_a_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Any] = []
-
-    def download(name: str, **options: Any) -> str:
-        asked.append((name, options["allow_patterns"]))
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.chdir(tmp_path)
-    assert local("facebook/ijepa_vith14_1k") == tmp_path
-    assert asked == [("facebook/ijepa_vith14_1k", ["*.json", "*.safetensors"])]  # no pickles
-    (tmp_path / "facebook" / "ijepa_vith14_1k").mkdir(parents=True)
-    assert local("facebook/ijepa_vith14_1k") == Path("facebook/ijepa_vith14_1k")
-    assert len(asked) == 1
-
-
-def test_without_a_network_the_reason_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(name: str, **options: Any) -> str:
-        raise OSError("no route to the hub\nand much more")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"\(no route to the hub\): .*\(hf download facebook/nothing --loc"):
-        local("facebook/nothing")
+    assert found == Preprocessing((224, 224), None, (0.5,) * 3, (0.5,) * 3)

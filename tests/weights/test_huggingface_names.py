@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from jepa_lightning.interop.huggingface_names import (
+from jepa_lightning.weights.huggingface_names import (
     IJEPA,
     IJEPA_IN_MEMORY,
     VJEPA2,
@@ -13,7 +13,7 @@ from jepa_lightning.interop.huggingface_names import (
     VJEPA2_PROBE,
     rescaled,
 )
-from jepa_lightning.interop.renaming import to_theirs
+from jepa_lightning.weights.names import to_theirs
 
 
 def test_every_tensor_of_our_networks_has_a_name(image_source: Any, clip_source: Any) -> None:

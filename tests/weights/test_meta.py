@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 import jepa_lightning
-from jepa_lightning.interop.meta import load_meta, meta_networks
+from jepa_lightning import weights
+from jepa_lightning.loading import load_meta
 from jepa_lightning.methods import IJEPA, VJEPA
 from jepa_lightning.models import SIZES, Predictor, RoPE, SinCos3D, VisionTransformer
 from jepa_lightning.schedules import Constant
+from jepa_lightning.weights import Branch, Hints, HintNeeded, Networks, UnknownFormat, Unreadable
 
 NETWORKS = ("encoder", "predictor", "target_encoder")
 FOLDER = Path(__file__).parent.parent / "golden"
@@ -38,7 +40,11 @@ def saved(tmp_path: Path) -> Saver:
     return save
 
 
-def in_metas_layout(encoder: VisionTransformer, predictor: Predictor, prefix: str = "module.") -> Content:
+def networks_of(path: Path, branch: Branch = "target", **hints: Any) -> Networks:
+    return weights.open(path).networks(branch, hints=Hints(**hints))
+
+
+def in_metas_format(encoder: VisionTransformer, predictor: Predictor, prefix: str = "module.") -> Content:
     def prefixed(module: torch.nn.Module) -> dict[str, Tensor]:
         return {f"{prefix}{name}": tensor for name, tensor in module.state_dict().items()}
 
@@ -85,13 +91,13 @@ def test_the_schedules_default_to_the_published_ones(golden_checkpoint: Path) ->
 
 def test_the_heads_of_a_published_width_are_known(saved: Saver) -> None:
     encoder = VisionTransformer(32, 16, embed_dim=192, depth=1, num_heads=3)
-    module = load_meta(saved(in_metas_layout(encoder, Predictor(encoder, 24, 1))))
+    module = load_meta(saved(in_metas_format(encoder, Predictor(encoder, 24, 1))))
     assert module.encoder.num_heads == 3
 
 
 def test_a_fractional_mlp_ratio_is_found(saved: Saver) -> None:
     encoder = VisionTransformer(32, 16, embed_dim=88, depth=1, num_heads=2, mlp_ratio=48 / 11)
-    module = load_meta(saved(in_metas_layout(encoder, Predictor(encoder, 24, 1, mlp_ratio=3.5))), num_heads=2)
+    module = load_meta(saved(in_metas_format(encoder, Predictor(encoder, 24, 1, mlp_ratio=3.5))), num_heads=2)
     assert module.encoder.blocks[0].mlp.fc1.out_features == 384
     assert module.predictor.predictor_blocks[0].mlp.fc1.out_features == 84
 
@@ -99,7 +105,7 @@ def test_a_fractional_mlp_ratio_is_found(saved: Saver) -> None:
 def test_a_hidden_width_that_its_ratio_does_not_give_back_is_found_too(saved: Saver) -> None:
     assert int(28 * (61 / 28)) == 60
     encoder = VisionTransformer(32, 16, embed_dim=28, depth=1, num_heads=2, mlp_ratio=61.5 / 28)
-    module = load_meta(saved(in_metas_layout(encoder, Predictor(encoder, 24, 1))), num_heads=2)
+    module = load_meta(saved(in_metas_format(encoder, Predictor(encoder, 24, 1))), num_heads=2)
     assert module.encoder.blocks[0].mlp.fc1.out_features == 61
 
 
@@ -112,7 +118,7 @@ def test_a_file_without_the_prefix_of_ddp_is_read_too(golden_checkpoint: Path, c
 
 def test_non_square_images_need_their_size(saved: Saver) -> None:
     encoder = VisionTransformer((16, 24), 8, embed_dim=16, depth=1, num_heads=2)
-    path = saved(in_metas_layout(encoder, Predictor(encoder, 8, 1)))
+    path = saved(in_metas_format(encoder, Predictor(encoder, 8, 1)))
     with pytest.raises(ValueError, match=r"tampered.pth.tar: 6 positions are no square grid: give img_size="):
         load_meta(path, num_heads=2)
     assert load_meta(path, num_heads=2, img_size=(16, 24)).encoder.grid == (1, 2, 3)
@@ -129,12 +135,12 @@ def clip_content(positions: Any, mask_tokens: int = 2, **overrides: Any) -> Cont
     sizes = {"img_size": 24, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
     encoder = VisionTransformer(**{**sizes, "num_frames": 6, "tubelet_size": 3, "positions": positions, **overrides})
     predictor = Predictor(encoder, 24, 1, num_mask_tokens=mask_tokens)
-    return in_metas_layout(encoder, predictor, "module.backbone.")
+    return in_metas_format(encoder, predictor, "module.backbone.")
 
 
 def without_values(encoder: VisionTransformer, predictor: Predictor) -> Content:
     """Files of large networks that take no space; only position tables have values."""
-    content = in_metas_layout(encoder, predictor, "module.backbone.")
+    content = in_metas_format(encoder, predictor, "module.backbone.")
     for network, module, table in (
         ("encoder", encoder, "pos_embed"),
         ("predictor", predictor, "predictor_pos_embed"),
@@ -512,10 +518,10 @@ def test_a_loaded_module_is_where_its_tensors_are(golden_checkpoint: Path) -> No
 
 
 def test_one_encoder_is_read_without_looking_at_the_other_networks(content: Content, saved: Saver) -> None:
-    expected = meta_networks(saved(content), num_heads=4).encoder
+    expected = networks_of(saved(content), num_heads=4).encoder
     content["encoder"] = {"module.something": torch.zeros(1)}
     content["predictor"] = {"module.something": torch.zeros(1)}
-    found = meta_networks(saved(content), num_heads=4)
+    found = networks_of(saved(content), num_heads=4)
     assert found.branch == "target"
     assert torch.equal(found.encoder.norm.weight, expected.norm.weight)  # type: ignore[arg-type]
 
@@ -527,7 +533,7 @@ def test_where_a_network_is_missing_the_other_is_taken_and_told(
     wanted = {"target": "target_encoder", "context": "encoder"}[branch]
     del content[wanted]
     with pytest.warns(UserWarning, match=rf"has no {wanted}: its {there} is taken"):
-        found = meta_networks(saved(content), branch, num_heads=4)
+        found = networks_of(saved(content), branch, num_heads=4)
     assert found.branch != branch
     assert torch.equal(found.encoder.norm.weight, content[there]["module.norm.weight"])  # type: ignore[arg-type]
 
@@ -536,7 +542,7 @@ def test_of_v2_with_actions_the_encoder_can_be_read(saved: Saver) -> None:
     content = clip_content(RoPE())
     content["predictor"] = {"module.action_encoder.weight": torch.zeros(24, 7)}
     path = saved(content)
-    encoder = meta_networks(path, num_heads=2, img_size=24, num_frames=6).encoder
+    encoder = networks_of(path, num_heads=2, img_size=24, num_frames=6).encoder
     assert encoder.positions == RoPE(layout="tiled")
     assert encoder(torch.randn(1, 3, 6, 24, 24)).shape == (1, 18, 24)
     with pytest.raises(ValueError, match=r"is of V-JEPA 2-AC, which is not supported yet; .*load_encoder reads"):
@@ -551,12 +557,12 @@ def test_v2_1_is_refused_by_name(saved: Saver) -> None:
     with pytest.raises(ValueError, match=r"is of V-JEPA 2.1, which is not supported yet; the methods here are I-JEPA"):
         load_meta(path)
     with pytest.raises(ValueError, match=r"is of V-JEPA 2.1, whose encoder .* is not supported yet: give a"):
-        meta_networks(path)
+        networks_of(path)
 
 
 @pytest.mark.parametrize("other", [[1, 2], {"state_dict": {}}, torch.zeros(3)])
-def test_a_checkpoint_of_another_layout_is_refused(saved: Saver, other: Any) -> None:
-    with pytest.raises(ValueError, match=r"tampered.pth.tar is no JEPA checkpoint in Meta's layout"):
+def test_a_checkpoint_of_another_format_is_refused(saved: Saver, other: Any) -> None:
+    with pytest.raises(UnknownFormat, match=r"tampered.pth.tar"):
         load_meta(saved(other))
 
 

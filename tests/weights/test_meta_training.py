@@ -13,13 +13,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from jepa_lightning.callbacks import OptimizerState
-from jepa_lightning.checkpoint import start_from
-from jepa_lightning.interop.meta import load_meta, read_meta
-from jepa_lightning.interop.meta_training import MetaCheckpointIO, optimizer_state, progress
+from jepa_lightning import weights
+from jepa_lightning.checkpoint_io import WeightsIO
+from jepa_lightning.loading import load_meta, start_from
 from jepa_lightning.masking import MaskedBatch, TokenMasks
 from jepa_lightning.methods import IJEPA, VJEPA
 from jepa_lightning.models import Predictor, SinCos3D, VisionTransformer
 from jepa_lightning.schedules import Cosine, Linear, WarmupCosine
+from jepa_lightning.weights import CheckpointError
+from jepa_lightning.weights.meta_training import check_resumable
 
 BATCHES, EPOCHS = 3, 4
 
@@ -72,7 +74,7 @@ def train(quiet_trainer: Callable[..., Trainer], as_meta_writes_it: MetaWriter) 
     def run(
         module: Any, data: Batches, epochs: int, path: Path | None = None, stop: Path | None = None, **options: Any
     ) -> dict[str, Tensor]:
-        plugins = [MetaCheckpointIO(module)] if path else []
+        plugins = [WeightsIO(module, weights.open(path))] if path else []
         trainer = quiet_trainer(max_epochs=EPOCHS, plugins=plugins, deterministic=True, **options)
         trainer.fit_loop.max_epochs = EPOCHS
         if stop is not None:  # the schedules are those of the whole training
@@ -118,9 +120,8 @@ def test_a_training_goes_on_as_if_it_had_not_been_stopped(
 def test_epoch_and_step_are_read_off_the_file(train: Trained, tmp_path: Path) -> None:
     module, data = make(video=False)
     train(module, data, 2, stop=tmp_path / "meta.pth.tar")
-    content = torch.load(tmp_path / "meta.pth.tar", weights_only=True)
-    assert progress(tmp_path, content) == (2, 2 * BATCHES)
-    io = MetaCheckpointIO(module)
+    io = WeightsIO(module, weights.open(tmp_path / "meta.pth.tar"))
+    assert io.weights.progress == (2 * BATCHES, 2, True)
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=EPOCHS)
     trainer.strategy.connect(module)
     module.trainer = trainer
@@ -134,11 +135,11 @@ def test_a_new_training_can_start_with_the_moments_of_the_old_one(train: Trained
     module, data = make(video=True, share_mask_token=True)
     train(module, data, 2, stop=tmp_path / "meta.pth.tar")
     fresh, data = make(video=True, share_mask_token=True)
-    moments = start_from(fresh, tmp_path / "meta.pth.tar")
+    moments = start_from(fresh, weights.open(tmp_path / "meta.pth.tar"))
     assert all(
         torch.equal(a, b) for a, b in zip(module.state_dict().values(), fresh.state_dict().values(), strict=True)
     )
-    callback = OptimizerState(moments)  # type: ignore[arg-type]
+    callback = OptimizerState(moments)
     fresh.setup("fit")  # takes the unused mask token out of training
     optimizer = fresh.configure_optimizers()
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
@@ -157,7 +158,7 @@ def test_a_new_training_can_start_with_the_moments_of_the_old_one(train: Trained
     [
         (lambda content: content["opt"]["state"].pop(0), "its optimizer has no state of encoder.patch_embed.proj.w"),
         (lambda content: content["opt"]["param_groups"].pop(), r"its optimizer has \d+ parameters, its encoder and"),
-        (lambda content: content["opt"].update(state={}), "has no training to go on with .finished epochs: 2, opt"),
+        (lambda content: content["opt"].update(state={}), "has no training to go on with .finished epochs: 2, opt.* steps: None"),
         (lambda content: content.update(epoch=0), "has no training to go on with .finished epochs: 0.*--init_from"),
         (lambda content: content.pop("epoch"), "has no training to go on with .finished epochs: None"),
         (lambda content: content.pop("predictor"), "has no predictor"),
@@ -186,17 +187,18 @@ def test_what_cannot_go_on_is_refused_with_the_reason(
 
 def test_a_file_without_an_optimizer_has_no_moments(golden_checkpoint: Path) -> None:
     module = load_meta(golden_checkpoint, num_heads=4)
-    content = torch.load(golden_checkpoint, weights_only=True)
-    assert optimizer_state(golden_checkpoint, content, module) is None
-    with pytest.raises(ValueError, match="has no training to go on with"):
-        progress(golden_checkpoint, content)
+    found = weights.open(golden_checkpoint)
+    assert found.optimizer_state(module) is None
+    assert not found.progress.resumable
+    with pytest.raises(CheckpointError, match="has no training to go on with"):
+        check_resumable(found)
 
 
 @pytest.mark.parametrize("name", ["ijepa_tiny", "vjepa1_tiny", "vjepa2_tiny"])
 def test_the_groups_of_the_official_files_are_those_of_our_optimizer(name: str) -> None:
     """Sizes of the four groups: position tables are parameters there, unused mask tokens too."""
     path = Path(__file__).parent.parent / "golden" / name / "checkpoint.pt"
-    file = read_meta(path)
+    file = weights.open(path).file
     heads = {"ijepa_tiny": 4, "vjepa1_tiny": 4, "vjepa2_tiny": 3}[name]
     module = load_meta(path, num_heads=heads, predictor_num_heads=heads)
     theirs = [len(group["params"]) for group in file.content["opt"]["param_groups"]]

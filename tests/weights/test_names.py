@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jepa_lightning.interop.renaming import Table, to_ours, to_theirs
+from jepa_lightning.weights.names import Table, to_ours, to_theirs
 
 TABLE: Table = (
     ("blocks.*.qkv.", ("layer.*.q.", "layer.*.k.", "layer.*.v.")),

@@ -7,39 +7,49 @@ import pytest
 import torch
 from torch import nn
 
-from jepa_lightning.interop.networks import (
-    Preprocessing,
-    check,
-    check_depth,
-    describing,
-    family,
-    filled,
-    mlp_ratio,
-    papers_preprocessing,
-)
 from jepa_lightning.models import SinCos3D, VisionTransformer
+from jepa_lightning.weights.file import File
+from jepa_lightning.weights.networks import check, check_depth, describing, family, filled, mlp_ratio
+from jepa_lightning.weights.policy import CheckpointError, DoesNotFit, trusting
+
+FILE = File(Path("x"), {}, {}, by_torch=False)
 
 
 def test_a_filled_network_is_frozen_and_has_the_tensors_that_were_given() -> None:
     weight = torch.randn(2, 3, dtype=torch.float16)
-    network = filled(Path("x"), "net", lambda: nn.Linear(3, 2, bias=False), {"weight": weight})
+    network = filled(FILE, "net", lambda: nn.Linear(3, 2, bias=False), {"weight": weight})
     assert torch.equal(network.weight, weight.float())
     assert not network.training
     assert not network.weight.requires_grad
 
 
-def test_nothing_is_initialised_on_the_way_unless_asked() -> None:
+def test_nothing_is_initialised_on_the_way_unless_a_tensor_is_not_in_the_file() -> None:
     devices: list[str] = []
 
     class Watching(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, table: bool = False) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.empty(2))
+            if table:
+                self.register_buffer("table", torch.arange(3.0), persistent=False)
             devices.append(str(self.weight.device))
 
-    filled(Path("x"), "net", Watching, {"weight": torch.ones(2)})
-    filled(Path("x"), "net", Watching, {"weight": torch.ones(2)}, "cpu")
-    assert devices == ["meta", "cpu"]
+    filled(FILE, "net", Watching, {"weight": torch.ones(2)})
+    assert devices == ["meta"]
+    network = filled(FILE, "net", lambda: Watching(table=True), {"weight": torch.ones(2)})
+    assert devices == ["meta", "meta", "cpu"]
+    assert torch.equal(network.get_buffer("table"), torch.arange(3.0))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_unless_allowed(value: float) -> None:
+    weight = torch.ones(2, 3)
+    weight[1, 2] = value
+    with pytest.raises(DoesNotFit, match=r"^x: net.weight has 1 of 6 values .*--allow_non_finite"):
+        filled(FILE, "net", lambda: nn.Linear(3, 2, bias=False), {"weight": weight})
+    with trusting(allow_non_finite=True):
+        network = filled(FILE, "net", lambda: nn.Linear(3, 2, bias=False), {"weight": weight})
+    torch.testing.assert_close(network.weight, weight, equal_nan=True)
 
 
 def test_what_does_not_fit_is_named_with_file_and_network() -> None:
@@ -68,22 +78,14 @@ def test_families_are_told_by_what_the_encoder_has(image_source: Any, clip_sourc
     assert isinstance(clip_source().networks.encoder, VisionTransformer)
 
 
-def test_the_papers_cut_the_centre_out_of_what_is_a_seventh_larger() -> None:
-    assert papers_preprocessing((224, 224)).shorter_side == 256
-    assert papers_preprocessing((64, 64)).covered == (73, 73)
-    assert papers_preprocessing((32, 48)).covered == (37, 55)
-    assert Preprocessing((32, 48), shorter_side=40).covered == (40, 60)
-    assert Preprocessing((32, 48)).covered == (32, 48)
-
-
 def test_whatever_a_description_raises_names_the_file() -> None:
     message = r"^x/a.pt describes a network that cannot be built \(.*\): check what was given \(num_heads, img_s"
     faults: list[Any] = [lambda: 1 % None, lambda: {}["a"], lambda: 1 / 0, lambda: torch.empty(-1)]
     for fault in faults:
         with pytest.raises(ValueError, match=message), describing(Path("x/a.pt")):
             fault()
-    with pytest.raises(ValueError, match=r"^x/a.pt has no tensor$"), describing(Path("x/a.pt")):
-        raise ValueError("x/a.pt has no tensor")
+    with pytest.raises(CheckpointError, match=r"^x/a.pt has no tensor$"), describing(Path("x/a.pt")):
+        raise CheckpointError("x/a.pt has no tensor")
 
 
 def test_a_file_cannot_ask_for_a_million_blocks() -> None:

@@ -14,32 +14,29 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import jepa_lightning as jl
-from jepa_lightning.callbacks.config import CONFIG_KEY
-from jepa_lightning.checkpoint import build
-from jepa_lightning.interop.description import describe_encoder, describe_predictor
-from jepa_lightning.interop.huggingface_writer import write_huggingface
-from jepa_lightning.interop.layouts import (
-    HuggingFace,
-    Layout,
-    Meta,
-    MetaProbe,
-    Own,
-    Safetensors,
-    Timm,
-    is_hub_name,
-    open_layout,
-)
-from jepa_lightning.interop.networks import Networks
-from jepa_lightning.interop.safetensors_file import write_safetensors
-from jepa_lightning.interop.timm import write_timm
+from jepa_lightning.writing import CONFIG_KEY
+from jepa_lightning.loading import build
+from jepa_lightning import weights
+from jepa_lightning.export.huggingface import write_huggingface
+from jepa_lightning.export.safetensors_file import write_safetensors
+from jepa_lightning.export.source import Source
+from jepa_lightning.export.timm import write_timm
+from jepa_lightning.weights import Networks, UnknownFormat, Weights, is_hub_name
+from jepa_lightning.weights.description import describe_encoder, describe_predictor
+from jepa_lightning.weights.huggingface import HuggingFace
+from jepa_lightning.weights.meta import Meta
+from jepa_lightning.weights.meta_probes import MetaProbe
+from jepa_lightning.weights.ours import Own
+from jepa_lightning.weights.safetensors_file import Safetensors
+from jepa_lightning.weights.timm import Timm
 
 Writer = Callable[[Networks, Path], Path]
 SCHEDULE = {"class_path": "jepa_lightning.schedules.Constant", "init_args": {"value": 0.5}}
 
 
-def into_folder(write: Callable[[Networks, Path], None], networks: Networks, path: Path) -> Path:
+def into_folder(write: Callable[[Source, Path], None], networks: Networks, path: Path) -> Path:
     path.mkdir()
-    write(networks, path)
+    write(Source(path, networks, "All rights reserved."), path)
     return path
 
 
@@ -53,7 +50,7 @@ def of_ours(networks: Networks, path: Path, method: str = "IJEPA", **more: Any) 
     module.predictor.load_state_dict(networks.predictor.state_dict())  # type: ignore[union-attr]
     name = "target_encoder" if "target_encoder" in dict(module.named_children()) else "encoder"
     module.get_submodule(name).load_state_dict(networks.encoder.state_dict())
-    data = {"class_path": "ImageDataModule", "init_args": {"normalization": [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]}}
+    data = {"class_path": "jepa_lightning.data.ImageDataModule", "init_args": {"normalization": [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]}}
     text = yaml.safe_dump({"model": config, "data": data})
     torch.save({"state_dict": module.state_dict(), CONFIG_KEY: text, "global_step": 3, "epoch": 1}, path)
     return path
@@ -68,7 +65,7 @@ def of_meta(networks: Networks, path: Path, prefix: str = "module.") -> Path:
     return path
 
 
-WRITERS: dict[str, tuple[type[Layout], Writer]] = {
+WRITERS: dict[str, tuple[type[Weights], Writer]] = {
     "ours": (Own, of_ours),
     "meta": (Meta, of_meta),
     "huggingface": (HuggingFace, partial(into_folder, write_huggingface)),
@@ -83,11 +80,11 @@ def networks(image_source: Any) -> Networks:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_one_door_for_all_layouts(name: str, networks: Networks, tmp_path: Path) -> None:
+def test_one_door_for_all_formats(name: str, networks: Networks, tmp_path: Path) -> None:
     kind, write = WRITERS[name]
     bare = networks if name in ("ours", "meta", "safetensors") else networks._replace(predictor=None)
     path = write(bare, tmp_path / name)
-    assert type(open_layout(path)) is kind
+    assert type(weights.open(path)) is kind
     encoder, images = jl.load_encoder(path), torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(encoder(images), networks.encoder(images), rtol=0, atol=1e-5)
     torch.testing.assert_close(dict(encoder.state_dict()), dict(networks.encoder.state_dict()), rtol=0, atol=1e-6)
@@ -103,30 +100,30 @@ def test_one_door_for_all_layouts(name: str, networks: Networks, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_every_layout_says_its_tensors_and_its_family(name: str, networks: Networks, tmp_path: Path) -> None:
+def test_every_format_says_its_tensors_and_its_family(name: str, networks: Networks, tmp_path: Path) -> None:
     bare = networks if name in ("ours", "meta", "safetensors") else networks._replace(predictor=None)
-    layout = open_layout(WRITERS[name][1](bare, tmp_path / name))
-    states, tensors = layout.states(), layout.tensors()
+    opened = weights.open(WRITERS[name][1](bare, tmp_path / name))
+    states, tensors = opened.states(), opened.tensors()
     assert {"encoder", "target_encoder"} <= set(states)
     assert ("predictor" in states) == (bare.predictor is not None)
     torch.testing.assert_close(
         states["target_encoder"]["norm.weight"], networks.encoder.state_dict()["norm.weight"], rtol=0, atol=1e-6
     )
     assert tensors["target_encoder.norm.weight"] is not None
-    assert layout.family() == ("IJEPA" if name == "ours" else "I-JEPA")
+    assert opened.family == ("IJEPA" if name == "ours" else "I-JEPA")
 
 
 @pytest.mark.parametrize("name", ["ours", "meta"])
 def test_the_branch_that_is_asked_for_is_given(name: str, networks: Networks, tmp_path: Path) -> None:
-    layout = open_layout(WRITERS[name][1](networks, tmp_path / "a.pt"))
-    states = layout.states()
+    opened = weights.open(WRITERS[name][1](networks, tmp_path / "a.pt"))
+    states = opened.states()
     for branch, network in (("target", "target_encoder"), ("context", "encoder")):
-        found = layout.networks(branch, predictor=True)  # type: ignore[arg-type]
+        found = opened.networks(branch, predictor=True)  # type: ignore[arg-type]
         assert found.branch == branch
         assert torch.equal(found.encoder.state_dict()["norm.weight"], states[network]["norm.weight"].float())
         assert found.predictor is not None
         assert torch.equal(found.predictor.predictor_proj.weight, networks.predictor.predictor_proj.weight)  # type: ignore[union-attr]
-    assert layout.networks().predictor is None
+    assert opened.networks().predictor is None
     assert not torch.equal(states["encoder"]["norm.weight"], states["target_encoder"]["norm.weight"])
 
 
@@ -148,14 +145,14 @@ def test_an_ema_that_is_missing_is_not_replaced_by_the_encoder(networks: Network
 @pytest.mark.parametrize(("name", "file"), [("timm", "model.safetensors"), ("huggingface", "model.safetensors")])
 def test_a_file_in_a_folder_means_the_folder(name: str, file: str, networks: Networks, tmp_path: Path) -> None:
     folder = WRITERS[name][1](networks._replace(predictor=None), tmp_path / name)
-    assert type(open_layout(folder / file)) is WRITERS[name][0]
+    assert type(weights.open(folder / file)) is WRITERS[name][0]
     images = torch.randn(1, 3, 16, 16)
     torch.testing.assert_close(jl.load_encoder(folder / file)(images), networks.encoder(images), rtol=0, atol=1e-5)
 
 
 def test_a_state_dict_of_timm_is_read_too(networks: Networks, tmp_path: Path) -> None:
     torch.save(dict(networks.encoder.state_dict()), tmp_path / "timm.pth")
-    assert type(open_layout(tmp_path / "timm.pth")) is Timm
+    assert type(weights.open(tmp_path / "timm.pth")) is Timm
     assert jl.load_encoder(tmp_path / "timm.pth").num_heads == 3
 
 
@@ -196,7 +193,7 @@ def test_what_a_file_says_itself_cannot_be_given(name: str, what: str, networks:
         jl.load_encoder(path, **{what: 3})
 
 
-# ---------------------------------------------------------------------- what is no layout
+# ---------------------------------------------------------------------- what is of no format
 
 
 def content(path: Path, **values: Any) -> Path:
@@ -212,9 +209,10 @@ def content(path: Path, **values: Any) -> Path:
             "by another project with PyTorch Lightning 1.9. Build",
         ),
         ({"state_dict": {}}, r"other.ckpt holds no configuration of jepa_lightning: .* by another project"),
-        ({"model": {}, "epoch": 1}, "is no JEPA checkpoint in Meta's layout: it has no encoder, .*, but epoch, model"),
-        ({}, "is no JEPA checkpoint in Meta's layout"),
-        ({"encoder": 3}, "is no JEPA checkpoint in Meta's layout"),
+        ({"model": {}, "epoch": 1}, "is no checkpoint that is known here; it holds epoch, model. Known are"),
+        ({}, "is no checkpoint that is known here; it holds nothing"),
+        ({"encoder": 3}, "is no checkpoint that is known here; it holds encoder"),
+        ({"predictor": {"a": torch.zeros(1)}}, "is no JEPA checkpoint in Meta's format: it has no encoder, target_enc"),
         ({"encoder": {"a": [1]}}, r"encoder holds a list \(a\), not only tensors with names"),
         ({"encoder": {3: torch.zeros(1)}}, r"encoder holds a int \(3\)"),
     ],
@@ -245,7 +243,7 @@ def test_damage_in_a_configuration_is_told(networks: Networks, tmp_path: Path) -
         ({"config.json": '{"model_type": "bert"}', "model.safetensors": None}, "model_type 'bert' is no JEPA"),
         ({"config.json": '{"model_type": "ijepa"}'}, "has neither model.safetensors nor"),
         ({"config.json": '{"architecture": "vit"}'}, "no such file: .* with model.safetensors"),
-        ({"config.json": '{"encoder": {}, "branch": "target"}'}, "no such file: .*model.safetensors"),
+        ({"config.json": '{"encoder": {}, "branch": "target"}'}, "no such checkpoint: .*model.safetensors"),
     ],
 )
 def test_folders_that_are_not_whole_are_refused(files: dict[str, str | None], message: str, tmp_path: Path) -> None:
@@ -260,7 +258,7 @@ def test_folders_that_are_not_whole_are_refused(files: dict[str, str | None], me
 
 def test_safetensors_without_a_network_are_refused(tmp_path: Path) -> None:
     save_file({"features": torch.zeros(3, 4), "index": torch.zeros(3)}, tmp_path / "features.safetensors")
-    with pytest.raises(ValueError, match=r"holds no network that is known here \(its tensors: features, index\)"):
+    with pytest.raises(ValueError, match=r"is no checkpoint that is known here; it holds features, index\."):
         jl.load_encoder(tmp_path / "features.safetensors")
 
 
@@ -295,8 +293,8 @@ def test_headers_that_lie_are_refused(name: str, damage: str, networks: Networks
 def test_probes_are_no_encoder(tmp_path: Path) -> None:
     probe = {"pooler.query_tokens": torch.zeros(1, 1, 16), "linear.weight": torch.zeros(3, 16)}
     path = content(tmp_path / "probe.pt", classifiers=[probe])
-    assert type(open_layout(path)) is MetaProbe
-    with pytest.raises(ValueError, match=r"probe.pt holds attentive probes, not an encoder: .*load_probes"):
+    assert type(weights.open(path)) is MetaProbe
+    with pytest.raises(ValueError, match=r"probe.pt holds attentive probes, not an encoder: `jepa validate --config attentive_probe.yaml"):
         jl.load_encoder(path)
 
 

@@ -9,15 +9,22 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import jepa_lightning
-from jepa_lightning.interop.networks import Networks, papers_preprocessing
-from jepa_lightning.interop.safetensors_file import KEY, load_safetensors, read_networks, write_safetensors
+from jepa_lightning import load_encoder, weights
+from jepa_lightning.export.safetensors_file import write_safetensors
+from jepa_lightning.export.source import Source
 from jepa_lightning.models.backbones import TorchvisionBackbone
+from jepa_lightning.preprocessing import Preprocessing
+from jepa_lightning.weights import Networks, Unreadable
+from jepa_lightning.weights.safetensors_file import CHECKSUM, KEY, Safetensors
+
+
+def read_networks(path: Path) -> Networks:
+    return weights.open(path).networks(predictor=True)
 
 
 @pytest.fixture
 def folder(clip_source: Any, tmp_path: Path) -> Path:
-    write_safetensors(clip_source(predictor=True).networks, tmp_path)
+    write_safetensors(clip_source(predictor=True), tmp_path)
     return tmp_path
 
 
@@ -27,8 +34,9 @@ def header(file: Path) -> dict[str, Any]:
 
 
 def test_everything_comes_back(clip_source: Any, tmp_path: Path) -> None:
-    networks: Networks = clip_source(predictor=True).networks._replace(branch="context")
-    write_safetensors(networks, tmp_path)
+    source: Source = clip_source(predictor=True)
+    networks = source.networks._replace(branch="context")
+    write_safetensors(source._replace(networks=networks), tmp_path)
     back = read_networks(tmp_path)
     assert (back.branch, back.preprocessing) == (networks.branch, networks.preprocessing)
     for before, after in ((networks.encoder, back.encoder), (networks.predictor, back.predictor)):
@@ -42,16 +50,15 @@ def test_everything_comes_back(clip_source: Any, tmp_path: Path) -> None:
 
 def test_the_file_alone_is_enough(folder: Path, tmp_path: Path) -> None:
     inputs = torch.randn(1, 3, 4, 16, 16)
-    tokens = load_safetensors(folder)(inputs)
+    tokens = load_encoder(folder)(inputs)
     moved = (folder / "model.safetensors").rename(tmp_path / "renamed.safetensors")
-    assert torch.equal(load_safetensors(moved)(inputs), tokens)
-    assert torch.equal(jepa_lightning.load_encoder(moved)(inputs), tokens)
+    assert torch.equal(load_encoder(moved)(inputs), tokens)
 
 
 def test_the_tensors_of_the_encoder_have_their_own_names(image_source: Any, tmp_path: Path) -> None:
-    networks: Networks = image_source().networks
-    write_safetensors(networks, tmp_path)
-    assert set(load_file(tmp_path / "model.safetensors")) == set(networks.encoder.state_dict())
+    source: Source = image_source()
+    write_safetensors(source, tmp_path)
+    assert set(load_file(tmp_path / "model.safetensors")) == set(source.networks.encoder.state_dict())
     assert read_networks(tmp_path).predictor is None
 
 
@@ -61,16 +68,17 @@ def test_people_find_the_header_beside_the_file(folder: Path) -> None:
 
 def test_an_encoder_of_another_kind_travels_with_its_section_of_the_configuration(tmp_path: Path) -> None:
     encoder = TorchvisionBackbone("mobilenet_v3_small", img_size=32, out_dim=16).eval()
-    networks = Networks(encoder, "target", papers_preprocessing((32, 32)))
+    source = Source(Path("some.ckpt"), Networks(encoder, "target", Preprocessing((32, 32))), "All rights reserved.")
     section = {
         "class_path": "jepa_lightning.models.backbones.TorchvisionBackbone",
         "init_args": {"name": "mobilenet_v3_small", "img_size": 32, "out_dim": 16},
     }
     with pytest.raises(ValueError, match="a TorchvisionBackbone without its configuration"):
-        write_safetensors(networks, tmp_path)
-    write_safetensors(networks, tmp_path, section)
+        write_safetensors(source, tmp_path)
+    config = {"model": {"init_args": {"encoder": section}}}
+    write_safetensors(source._replace(config=config), tmp_path)
     images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(load_safetensors(tmp_path)(images), encoder(images))
+    assert torch.equal(load_encoder(tmp_path)(images), encoder(images))
 
 
 # ---------------------------------------------------------------------- what is wrong
@@ -93,11 +101,11 @@ def test_a_tensor_that_does_not_fit_is_named(folder: Path, changes: dict[str, An
         read_networks(file)
 
 
-@pytest.mark.parametrize("metadata", [{}, {KEY: "{"}, {KEY: "[]"}, {KEY: "{}"}, {KEY: '{"version": 1}'}])
+@pytest.mark.parametrize("metadata", [{KEY: "{"}, {KEY: "[]"}, {KEY: "{}"}, {KEY: '{"version": 1}'}])
 def test_a_file_without_a_description_is_refused(tmp_path: Path, metadata: dict[str, str]) -> None:
     file = tmp_path / "other.safetensors"
     save_file({"a": torch.ones(1)}, file, metadata)
-    with pytest.raises(ValueError, match=r"other.safetensors has no description of a network .* was it written by"):
+    with pytest.raises(Unreadable, match=r"other.safetensors has no description of a network .* was it written by"):
         read_networks(file)
 
 
@@ -113,4 +121,4 @@ def test_a_damaged_file_is_an_error_that_names_it(folder: Path, damage: Any) -> 
     file = folder / "model.safetensors"
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(ValueError, match=r"model.safetensors is not a whole safetensors file"):
-        load_safetensors(file)
+        load_encoder(file)
