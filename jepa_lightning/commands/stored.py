@@ -66,6 +66,14 @@ def with_checkpoint(arguments: Sequence[str]) -> Call:
     config = _merged(option_values(given, "--config") + option_values(given, "-c"))
     root = (option_values(given, "--trainer.default_root_dir") or ["runs"])[-1]
     kind = (option_values(given, "--model") or [_kind(config.get("model") or {})])[-1].split(".")[-1]
+    probed = option_values(given, "--model.checkpoint")
+    if not probed and isinstance(named := _arguments(config.get("model")).get("checkpoint"), str):
+        probed, given = [named], [*given, f"--model.checkpoint={named}"]
+    if probed:
+        path = find_checkpoint(
+            probed[-1], root, "--model.checkpoint", lambda model: "checkpoint" not in (model.get("init_args") or {})
+        )
+        given = _replaced(given, "--model.checkpoint", path)
     if names := option_values(given, "--ckpt_path"):
         if names[-1] in KEY_WORDS or "://" in names[-1]:
             return Call(given)
@@ -75,12 +83,9 @@ def with_checkpoint(arguments: Sequence[str]) -> Call:
             return _resumed(given, path, config, _beside(Path(path)), None)
         opened = weights.open(path)
         return _resumed(given, str(opened.path), config, opened.config, opened)
-    if names := option_values(given, "--model.checkpoint"):
-        path = find_checkpoint(
-            names[-1], root, "--model.checkpoint", lambda model: "checkpoint" not in (model.get("init_args") or {})
-        )
+    if probed:
         opened = weights.open(path)
-        return Call(_probing(_replaced(given, "--model.checkpoint", path), path, config, opened.config), opened)
+        return Call(_probing(given, path, config, opened.config), opened)
     return Call(given)
 
 
@@ -318,6 +323,11 @@ def _merged(names: Sequence[str]) -> Section:
 
 def _kind(section: Section) -> str:
     return str(section.get("class_path") or "").split(".")[-1] if isinstance(section, dict) else ""
+
+
+def _arguments(section: Any) -> Section:
+    arguments = section.get("init_args") if isinstance(section, dict) else None
+    return arguments if isinstance(arguments, dict) else {}
 
 
 def _beside(path: Path) -> Section:
