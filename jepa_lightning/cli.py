@@ -76,7 +76,8 @@ class JepaCLI(LightningCLI):
         if config.get("ckpt_path"):
             if config.weights_only is None:  # Lightning would unpickle anything
                 config.weights_only = True
-            if config.ckpt_path not in KEY_WORDS and "://" not in config.ckpt_path and Path(config.ckpt_path).is_file():
+            in_parts = (Path(config.ckpt_path) / ".metadata").is_file()  # of FSDP: a trainer reads them itself
+            if config.ckpt_path not in KEY_WORDS and "://" not in config.ckpt_path and not in_parts:
                 self.opened = weights.open(config.ckpt_path)
                 adopt(config, self.opened, fitting=self.config.subcommand == "fit")
 

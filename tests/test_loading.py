@@ -26,7 +26,7 @@ CONFIG: dict[str, Any] = {
         "momentum": {"class_path": "jepa_lightning.schedules.Constant", "init_args": {"value": 0.9}},
     },
 }
-PROBE = "jepa_lightning.methods.AttentiveProbe"
+PROBE = "jepa_lightning.methods.AttentiveProbe"  # as older checkpoints name it
 
 
 def save(path: Path, config: dict[str, Any] | None = None, **changes: Any) -> Path:
@@ -79,29 +79,15 @@ def test_a_checkpoint_does_not_decide_what_is_imported(tmp_path: Path, monkeypat
     (tmp_path / "evil_package.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
     config = {**CONFIG, "init_args": {**CONFIG["init_args"], "encoder": {"class_path": "evil_package.Encoder"}}}
-    with pytest.raises(ValueError, match="`import evil_package` first if you trust the file"):
+    with pytest.raises(ValueError, match=r"encoder is of the class evil_package.Encoder.* nothing was imported. .*--trust evil_package"):
         jl.load(save(tmp_path / "evil.ckpt", config))
 
 
 def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     state = build(CONFIG).state_dict()
     del state["encoder.norm.weight"]
-    with pytest.raises(ValueError, match=r"(?s)do not fit its configuration.*encoder.norm.weight"):
+    with pytest.raises(ValueError, match=r"a.ckpt: state_dict does not fit: missing encoder.norm.weight"):
         jl.load(save(tmp_path / "a.ckpt", state_dict=state))
-
-
-def test_a_failed_write_leaves_the_old_checkpoint_and_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = save(tmp_path / "last.ckpt")
-    before = path.read_bytes()
-
-    def full(*_: object, **__: object) -> None:
-        raise RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file data.pkl")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match=r"cannot write the checkpoint .*last.ckpt.*the one that was there is whole"):
-        AtomicCheckpointIO().save_checkpoint({}, path)
-    assert path.read_bytes() == before
-    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 # ---------------------------------------------------------------------- encoders
@@ -124,7 +110,7 @@ def test_the_encoder_of_ours_is_the_branch_that_was_asked_for_frozen(tmp_path: P
 
 
 @pytest.mark.parametrize(("method", "frames"), [("IJEPA", 1), ("VJEPA", 4)])
-def test_the_encoder_of_a_file_in_metas_layout(tmp_path: Path, method: str, frames: int) -> None:
+def test_the_encoder_of_a_file_in_metas_format(tmp_path: Path, method: str, frames: int) -> None:
     arguments = CONFIG["init_args"]
     sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 192, "depth": 1, "num_heads": 3}  # a published width
     tubelets = {"num_frames": frames, "tubelet_size": 2} if frames > 1 else {}
@@ -175,13 +161,13 @@ def test_what_has_no_encoder_is_refused_by_name(tmp_path: Path) -> None:
 def test_the_checkpoint_of_a_probe_is_no_pretraining(tmp_path: Path) -> None:
     arguments = {"checkpoint": str(save(tmp_path / "a.ckpt")), "num_heads": 2}
     config = {"class_path": PROBE, "init_args": arguments}
-    probe: Any = build(config)
+    probe: Any = jl.AttentiveProbe(**arguments)
     probe.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     probe.trainer.datamodule = jl.data.ImageDataModule(img_size=32, patch_size=8)  # type: ignore[attr-defined]
     probe.configure_model()
     path = save(tmp_path / "probe.ckpt", config, state_dict=probe.state_dict())
     assert type(jl.load(path)) is type(probe)
-    with pytest.raises(ValueError, match=r"probe.ckpt holds AttentiveProbe, which has no target_encoder: give the"):
+    with pytest.raises(ValueError, match=r"probe.ckpt holds AttentiveProbe, which has no encoder of its own: give the"):
         jl.load_encoder(path)
     (tmp_path / "a.ckpt").unlink()
     with pytest.raises(

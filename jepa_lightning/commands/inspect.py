@@ -16,7 +16,7 @@ from jepa_lightning.export.source import Source
 from jepa_lightning.models import Encoder, RoPE, VisionTransformer
 from jepa_lightning.models.layers import Block
 from jepa_lightning.preprocessing import Preprocessing
-from jepa_lightning.weights import CheckpointError, HintNeeded, Hints, Networks, Weights
+from jepa_lightning.weights import HintNeeded, Hints, Networks, Weights
 from jepa_lightning.weights.meta_probes import MetaProbe
 from jepa_lightning.weights.stored_config import data_title
 
@@ -50,7 +50,7 @@ def report(opened: Weights, name: str) -> str:
         name: What the person calls it.
     """
     encoder, heads = outline(opened)
-    states = opened.states()
+    states = {name: state for name, state in opened.states().items() if opened.two_encoders or name != "target_encoder"}
     family = opened.family
     lines = {
         "format": f"{opened.format}, {_bytes(_size(opened.path))}",
@@ -102,8 +102,6 @@ def outline(opened: Weights) -> tuple[Encoder | None, str]:
         encoder = opened.outline()
     except HintNeeded:
         return opened.outline(Hints(num_heads=1)), HEADS_UNKNOWN
-    except CheckpointError as error:  # of a package that is not trusted, for example
-        return None, str(error)
     if encoder is None and opened.family == "V-JEPA 2.1":
         return None, "two patch embeddings and norms of several levels: not supported yet, nothing here loads it"
     return encoder, "" if encoder is None else _plural(encoder.num_heads, "head")

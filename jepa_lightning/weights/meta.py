@@ -19,6 +19,7 @@ from jepa_lightning.weights import meta_training
 from jepa_lightning.weights.base import Hints, Progress, States, Weights
 from jepa_lightning.weights.file import File
 from jepa_lightning.weights.meta_sizes import encoder_arguments, predictor_arguments
+from jepa_lightning.weights.names import without_prefix
 from jepa_lightning.weights.networks import Branch, Networks, check, filled, outlined
 from jepa_lightning.weights.policy import CheckpointError, DoesNotFit
 
@@ -171,11 +172,5 @@ def plain(path: Path, network: str, state: dict[Any, Any]) -> dict[str, Tensor]:
             kind = type(tensor if isinstance(name, str) else name).__name__
             raise DoesNotFit(f"{path}: {network} holds a {kind} ({str(name)[:80]}), not only tensors with names")
     for prefix in PREFIXES:
-        without = [name for name in state if not name.startswith(prefix)]
-        if without and len(without) < len(state):
-            raise DoesNotFit(
-                f"{path}: {len(state) - len(without)} of {len(state)} tensors of {network} have the prefix {prefix}, "
-                f"the others, for example {without[0]}, have not: a whole file has it everywhere or nowhere"
-            )
-        state = state if without else {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        state = without_prefix(path, network, state, prefix)
     return state

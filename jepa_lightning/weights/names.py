@@ -67,6 +67,27 @@ def to_ours(path: Path, state: Mapping[str, Tensor], table: Table) -> dict[str, 
     }
 
 
+def without_prefix(path: Path, network: str, state: Mapping[str, Value], prefix: str) -> dict[str, Value]:
+    """The entries of a network without a prefix that all of their names have.
+
+    Args:
+        path: Where they come from, for messages.
+        network: Name of the network, for messages.
+        state: Its entries.
+        prefix: What a wrapper puts before the names.
+
+    Raises:
+        DoesNotFit: If only some of the names have the prefix.
+    """
+    others = [name for name in state if not name.startswith(prefix)]
+    if others and len(others) < len(state):
+        raise DoesNotFit(
+            f"{path}: {len(state) - len(others)} of {len(state)} tensors of {network} have the prefix {prefix}, the "
+            f"others, for example {others[0]}, have not: a whole file has it everywhere or nowhere"
+        )
+    return dict(state) if others else {name.removeprefix(prefix): value for name, value in state.items()}
+
+
 def _find(name: str, entries: list[tuple[str, Value]]) -> tuple[Value, str, str]:
     """What belongs to the entry that a name begins with, the number of the block, the end of the name."""
     for beginning, value in entries:

@@ -16,32 +16,37 @@ from jepa_lightning.weights.base import FREE, Hints, Progress, States, Weights, 
 from jepa_lightning.weights.description import Description, check_sizes, encoder_builder, option, predictor_builder
 from jepa_lightning.weights.file import File, read
 from jepa_lightning.weights.meta_sizes import encoder_arguments
+from jepa_lightning.weights.names import without_prefix
 from jepa_lightning.weights.networks import Branch, Networks, filled, outlined
 from jepa_lightning.weights.policy import CheckpointError, Unreadable
 from jepa_lightning.writing import CONFIG_KEY
 
+COMPILED = "_orig_mod."
+"""What torch.compile puts before the names of a module."""
+EXTRA = "_extra_state"
+"""What PyTorch calls the state of a module that is no tensor."""
 NETWORK_OF: dict[Branch, str] = {"target": "target_encoder", "context": "encoder"}
 
 
 class Own(Weights):
-    """A ``.ckpt`` that `jepa fit` wrote."""
+    """A ``.ckpt`` that `jepa fit` wrote.
+
+    Attributes:
+        state: The state dict of the method, still in the file, without the prefix of torch.compile.
+    """
 
     format = "checkpoint of jepa_lightning"
 
     def __init__(self, file: File) -> None:
         super().__init__(file)
         self._config = stored_config.parse(file.path, file.content[CONFIG_KEY])
-        check_sizes(file.path, self._config["model"], self.state)
+        self.state = _uncompiled(file.path, file.content["state_dict"])
+        check_sizes(file.path, self._config["model"], self.tensors())
 
     @classmethod
     def claims(cls, file: File) -> bool:
         """Whether it has tensors of a method and the configuration of the run."""
         return file.by_torch and CONFIG_KEY in file.content and isinstance(file.content.get("state_dict"), dict)
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """The state dict of the method, still in the file."""
-        return dict(self.file.content["state_dict"])
 
     @property
     def config(self) -> dict[str, Any]:
@@ -60,8 +65,12 @@ class Own(Weights):
 
     @property
     def by_lightning(self) -> bool:
-        """A trainer reads it."""
-        return True
+        """A trainer reads it, unless torch.compile has changed the names."""
+        return self.state.keys() == self.file.content["state_dict"].keys()
+
+    def resumed(self, module: Any, fitting: bool) -> dict[str, Any]:
+        """The content of the file with the names that the method has."""
+        return {**self.file.content, "state_dict": self.state}
 
     @property
     def two_encoders(self) -> bool:  # type: ignore[override]
@@ -105,7 +114,7 @@ class Own(Weights):
         """
         if "encoder" in self.arguments:
             return self.arguments["encoder"]
-        stored = self.state.get("_extra_state")
+        stored = self.state.get(EXTRA)
         described = stored.get("encoder") if isinstance(stored, dict) else None
         if isinstance(described, dict):  # fine-tuned
             return described
@@ -194,6 +203,24 @@ class Own(Weights):
         """
         for name in ("state_dict", "optimizer_states") if optimizer else ("state_dict",):
             self.file.check_all(self.file.content.get(name), name)
+
+
+def _uncompiled(path: Path, state: dict[Any, Any]) -> dict[str, Any]:
+    """The state dict without the prefix that torch.compile puts before all names, or before all those of a network.
+
+    Raises:
+        DoesNotFit: If only some have it, or something is neither a tensor nor the extra state of a module.
+    """
+    for name, value in state.items():
+        if not isinstance(name, str) or not (isinstance(value, Tensor) or name.split(".")[-1] == EXTRA):
+            kind = type(value if isinstance(name, str) else name).__name__
+            raise DoesNotFit(f"{path}: state_dict holds a {kind} ({str(name)[:80]}), not only tensors with names")
+    state = without_prefix(path, "state_dict", state, COMPILED)
+    found = {name: value for name, value in state.items() if "." not in name}
+    for network in dict.fromkeys(name.partition(".")[0] for name in state if "." in name):
+        inner = without_prefix(path, network, part_of(state, network), COMPILED)
+        found |= {f"{network}.{name}": value for name, value in inner.items()}
+    return found
 
 
 def found_beside(path: Path, named: str) -> Path:

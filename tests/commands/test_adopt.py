@@ -15,16 +15,15 @@ from jsonargparse import Namespace
 from safetensors.torch import load_file
 
 import jepa_lightning as jl
-from jepa_lightning.checkpoint_io import AtomicCheckpointIO
 from jepa_lightning.loading import build
 from jepa_lightning.cli import main
 from jepa_lightning.data import ImageDataModule, PretrainTransform
 from jepa_lightning.data.preprocess import Preprocess
 from jepa_lightning.export.huggingface import write_huggingface
-from jepa_lightning.interop.meta_probes import MetaProbeIO
-from jepa_lightning.interop.meta_training import MetaCheckpointIO
-from jepa_lightning.interop.networks import Networks
-from jepa_lightning.interop.trainer import adopt, checkpoint_io
+from jepa_lightning import weights
+from jepa_lightning.commands.adopt import adopt
+from jepa_lightning.export.source import Source
+from jepa_lightning.weights import Networks, Unreadable
 from jepa_lightning.models.pooling import AttentiveClassifier
 from jepa_lightning.preprocessing import Preprocessing
 
@@ -53,7 +52,7 @@ def networks(image_source: Any) -> Networks:
 @pytest.fixture
 def folder(networks: Networks) -> str:
     Path("model").mkdir()
-    write_huggingface(networks._replace(predictor=None), Path("model"))
+    write_huggingface(Source(Path("a.ckpt"), networks._replace(predictor=None), "All rights reserved."), Path("model"))
     return "model"
 
 
@@ -113,7 +112,7 @@ def test_a_new_training_starts_from_an_encoder_alone(
     options = [*TINY, f"--data.root={image_folder}", "--trainer.max_steps=1", "--model.lr.peak=0", "--model.lr.start=0"]
     with caplog.at_level("INFO"):
         main(["fit", *options, "--model.lr.final=0", "--model.init_from", folder])
-    assert "--init_from model holds one encoder, the start of all; anew start: predictor" in caplog.text
+    assert "--init_from model has one encoder; both encoders start from it; freshly initialised: predictor" in caplog.text
     encoder = jl.load_encoder("runs/ijepa/version_0/checkpoints/last.ckpt")
     for name, tensor in jl.load_encoder(folder).state_dict().items():
         torch.testing.assert_close(encoder.state_dict()[name], tensor, rtol=0, atol=1e-6)
@@ -164,14 +163,14 @@ def test_what_cannot_be_done_with_a_checkpoint_is_said_in_one_line(
     assert "probe.pt holds attentive probes: give --config attentive_probe.yaml" in failing(
         command, *options, "--ckpt_path=probe.pt"
     )
-    assert f"{meta} (checkpoint in Meta's layout) holds no heads of a probe: give the encoder as --model." in failing(
+    assert f"{meta} (checkpoint in Meta's format) holds no heads of a probe: give the encoder as --model." in failing(
         command, *probing, f"--ckpt_path={meta}"
     )
     if command == "fit":
-        assert "model (folder in Hugging Face's layout) has no training to go on with: start a new one" in failing(
+        assert "model (folder in Hugging Face's format) has no training to go on with: start a new one" in failing(
             command, *options, f"--ckpt_path={folder}"
         )
-        assert "has no training to go on with (finished epochs: 3, optimizer: 0 parameters): start a new" in failing(
+        assert "has no training to go on with (finished epochs: 3, optimizer steps: None): start a new" in failing(
             command, *options, f"--ckpt_path={meta}"
         )
 
@@ -183,7 +182,7 @@ def section(kind: str, **arguments: Any) -> Namespace:
 
 def test_the_model_of_the_file_takes_the_place_of_that_of_the_configuration(meta: str) -> None:
     config = section("IJEPA")
-    adopt(config, meta, fitting=False)
+    adopt(config, weights.open(meta), fitting=False)
     assert config.model.class_path == "jepa_lightning.probing.pretrained.PretrainedEncoder"
     assert config.model.init_args.checkpoint == meta
     assert config.ckpt_path is None
@@ -192,14 +191,25 @@ def test_the_model_of_the_file_takes_the_place_of_that_of_the_configuration(meta
 def test_heads_that_a_file_does_not_say_are_asked_for_in_the_way_that_works(golden_checkpoint: Path) -> None:
     message = r"give --model PretrainedEncoder --model.checkpoint \S+ --model.overrides.num_heads N in place of --ckpt"
     with pytest.raises(ValueError, match=message):
-        adopt(section("IJEPA"), str(golden_checkpoint), fitting=False)
+        adopt(section("IJEPA"), weights.open(golden_checkpoint), fitting=False)
 
 
-def test_each_layout_has_its_reader(meta: str, golden_checkpoint: Path) -> None:
-    torch.save({"classifier": AttentiveClassifier(192, 2, 4).state_dict()}, "probe.pt")
-    jepa = jl.load_meta(golden_checkpoint, num_heads=4)
-    probe = jl.AttentiveProbe(str(golden_checkpoint), overrides={"num_heads": 4})
-    assert type(checkpoint_io(jepa, meta)) is MetaCheckpointIO
-    assert type(checkpoint_io(probe, "probe.pt")) is MetaProbeIO
-    torch.save({"state_dict": {}, "jepa_config": "model: {}"}, "ours.ckpt")
-    assert type(checkpoint_io(jepa, "ours.ckpt")) is AtomicCheckpointIO
+@pytest.mark.parametrize("fitting", [True, False])
+def test_of_ours_every_tensor_that_is_used_is_compared_with_its_checksum(
+    fitting: bool, save_checkpoint: Callable[..., str], tmp_path: Path
+) -> None:
+    path = Path(save_checkpoint(tmp_path / "a.ckpt"))
+    moments = torch.arange(1000.0) + 0.5
+    content = {**torch.load(path, weights_only=True), "optimizer_states": [{"state": {0: {"exp_avg": moments}}}]}
+    torch.save(content, path)
+    config = section("IJEPA")
+    adopt(config, weights.open(path), fitting)
+    assert config.ckpt_path == "x"
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(moments.numpy().tobytes()) + 1001] ^= 16
+    path.write_bytes(raw)
+    if not fitting:  # the optimizer is not used
+        adopt(config, weights.open(path), fitting)
+        return
+    with pytest.raises(Unreadable, match=r"damaged: the checksum of optimizer_states.0.state.0.exp_avg is wrong"):
+        adopt(config, weights.open(path), fitting)

@@ -9,9 +9,10 @@ import yaml
 
 from jepa_lightning.export.card import preprocessing, write_card
 from jepa_lightning.export.formats import formats
-from jepa_lightning.interop.networks import Preprocessing
 from jepa_lightning.export.parity import Comparison, Parity
 from jepa_lightning.export.source import Source
+from jepa_lightning.preprocessing import Preprocessing
+from jepa_lightning.weights import Progress
 
 PARITY = Parity("timm 1.0", [Comparison("tokens", "images", (2, 4, 24), 3e-7, 4.0)])
 CONFIG = {"seed_everything": 3, "model": {"class_path": "IJEPA"}, "data": {"class_path": "X"}, "trainer": {"secret": 1}}
@@ -29,7 +30,7 @@ def card(source: Source, folder: Path, to: str = "timm") -> str:
 
 
 def test_a_card_says_what_it_is_how_to_feed_it_how_it_was_made_and_checked(image_source: Any, tmp_path: Path) -> None:
-    text = card(image_source()._replace(config=CONFIG, method="IJEPA", steps=1200), tmp_path)
+    text = card(image_source()._replace(config=CONFIG, progress=Progress(step=1200)), tmp_path)
     assert "# IJEPA as a timm model" in text
     assert "from `some.ckpt` after 1,200 optimizer steps. It holds the target encoder" in text
     assert "| patch size | 8 |" in text
@@ -65,7 +66,7 @@ def test_preprocessing_is_there_for_programs(image_source: Any, clip_source: Any
     assert found["resize"]["until_it_covers"] == [18, 18]
     assert (found["center_crop"], found["layout"]) == ([16, 16], "B,C,H,W")
     assert preprocessing(clip_source())["frames"] == 4
-    squashed = source._replace(networks=source.networks._replace(preprocessing=Preprocessing((16, 24))))
+    squashed = source._replace(networks=source.networks._replace(preprocessing=Preprocessing((16, 24), crop_pct=None)))
     found = preprocessing(squashed)
     assert (found["resize"]["size"], found["center_crop"]) == ([16, 24], None)
     assert "resize both sides to 16x24" in card(squashed, tmp_path)

@@ -34,7 +34,7 @@ def test_the_mask_token_is_that_of_the_library(clip_source: Any) -> None:
     assert prepared("meta", source).networks.mask_index == 0
 
 
-def test_who_has_no_home_is_told_who_takes_it(clip_source: Any, image_source: Any) -> None:
+def test_what_has_no_place_is_told_who_takes_it(clip_source: Any, image_source: Any) -> None:
     vjepa = clip_source(predictor=True, positions=SinCos3D())
     message = (
         r"^some.ckpt \(V-JEPA\) cannot be exported to huggingface: VJEPA2Model has rotary positions, this encoder of "

@@ -68,7 +68,8 @@ def test_a_predictor_is_a_graph_of_its_own_for_any_number_of_tokens(clip_source:
 
 
 def test_a_probe_of_several_blocks_gives_logits_in_one_graph(clip_source: Any, tmp_path: Path) -> None:
-    source: Source = clip_source(classes=3)._replace(out_layers=(1, 0))
+    source: Source = clip_source(classes=3)
+    source = source._replace(networks=source.networks._replace(out_layers=(1, 0)))
     write_torch_export(source, tmp_path, fixed_size=True)
     theirs = reload_torch_export(tmp_path, source)
     assert theirs.encode is None

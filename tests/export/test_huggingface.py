@@ -14,17 +14,25 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from jepa_lightning import preprocessing
+from jepa_lightning import weights
 from jepa_lightning.data.preprocess import Preprocess
-from jepa_lightning.interop.huggingface import load_huggingface
 from jepa_lightning.export.huggingface import write_huggingface
-from jepa_lightning.interop.networks import Networks, Preprocessing
 from jepa_lightning.export.source import Source
 from jepa_lightning.masking import gather_tokens
+from jepa_lightning.preprocessing import Preprocessing
+from jepa_lightning.weights import Networks
 
 transformers.utils.logging.disable_progress_bar()
 
 Opener = Callable[[Networks], Any]
+
+
+def load_huggingface(folder: Path) -> Networks:
+    return weights.open(folder).networks(predictor=True)
+
+
+def write(networks: Networks, folder: Path) -> None:
+    write_huggingface(Source(Path("some.ckpt"), networks, "All rights reserved."), folder)
 
 
 @pytest.fixture
@@ -32,7 +40,7 @@ def opened(tmp_path: Path) -> Opener:
     """What transformers makes of our files; it must use every tensor and miss none."""
 
     def open_there(networks: Networks) -> Any:
-        write_huggingface(networks, tmp_path)
+        write(networks, tmp_path)
         kind = json.loads((tmp_path / "config.json").read_text())["architectures"][0]
         model, about = getattr(transformers, kind).from_pretrained(tmp_path, output_loading_info=True)
         assert not any(about.values()), about
@@ -91,7 +99,7 @@ def test_without_a_predictor_one_without_layers_stands_in_its_place_and_predicts
 @pytest.mark.parametrize("classes", [0, 5])
 def test_there_and_back_gives_the_same_state(clip_source: Any, tmp_path: Path, classes: int) -> None:
     networks: Networks = clip_source(predictor=True, classes=classes).networks
-    write_huggingface(networks, tmp_path)
+    write(networks, tmp_path)
     back = load_huggingface(tmp_path)
     for before, after in zip(networks, back, strict=True):
         if isinstance(before, torch.nn.Module):
@@ -118,9 +126,7 @@ def picture(height: int = 100, width: int = 100) -> Image.Image:
 
 
 def processed(networks: Networks) -> Callable[[Any], Tensor]:
-    wanted = networks.preprocessing
-    crop = preprocessing.Preprocessing(wanted.size, mean=wanted.mean, std=wanted.std)
-    return Preprocess(crop.with_shorter_side(wanted.shorter_side), networks.encoder.num_frames)
+    return Preprocess(networks.preprocessing, networks.encoder.num_frames)
 
 
 @pytest.mark.parametrize("img_size", [32, (32, 56)])  # of an odd margin they cut off half on the other side
@@ -129,7 +135,7 @@ def test_the_processor_of_images_does_what_our_evaluation_does(
 ) -> None:
     networks: Networks = image_source(img_size=img_size).networks
     networks = networks._replace(preprocessing=networks.preprocessing._replace(mean=(0.1, 0.2, 0.3), std=(1.0, 2, 3)))
-    write_huggingface(networks, tmp_path)
+    write(networks, tmp_path)
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     theirs = processor(picture(), return_tensors="pt")["pixel_values"][0]
     assert theirs.shape == (3, *networks.encoder.img_size)
@@ -139,7 +145,7 @@ def test_the_processor_of_images_does_what_our_evaluation_does(
 
 def test_the_processor_of_clips_does_what_our_evaluation_does(clip_source: Any, tmp_path: Path) -> None:
     networks: Networks = clip_source().networks
-    write_huggingface(networks, tmp_path)
+    write(networks, tmp_path)
     processor = transformers.AutoVideoProcessor.from_pretrained(tmp_path)
     frames = np.stack([np.asarray(picture())] * 4)
     theirs = processor(frames, return_tensors="pt")["pixel_values_videos"][0].transpose(0, 1)
@@ -148,8 +154,8 @@ def test_the_processor_of_clips_does_what_our_evaluation_does(clip_source: Any, 
 
 
 def test_both_sides_are_resized_where_nothing_is_cut_off(image_source: Any, tmp_path: Path) -> None:
-    networks = image_source(img_size=32).networks._replace(preprocessing=Preprocessing((32, 32)))
-    write_huggingface(networks, tmp_path)
+    networks = image_source(img_size=32).networks._replace(preprocessing=Preprocessing((32, 32), crop_pct=None))
+    write(networks, tmp_path)
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     assert processor(picture(64, 100), return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 32)
     assert load_huggingface(tmp_path).preprocessing.shorter_side is None

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from jepa_lightning.loading import load_meta
-from jepa_lightning.export.meta import FILE, reading, write_meta
+from jepa_lightning.export.meta import FILE, hints_for, write_meta
 from jepa_lightning.export.source import Source
 from jepa_lightning.models import SinCos3D
+from jepa_lightning.weights import Progress
 
 
 @pytest.fixture(params=["I-JEPA", "V-JEPA", "V-JEPA 2"])
@@ -32,7 +33,7 @@ def test_load_meta_reads_it_back_each_encoder_under_its_name(
     other = random_weights(copy.deepcopy(source.networks.encoder))
     source = source._replace(networks=source.networks._replace(branch=branch), other=other)
     write_meta(source, tmp_path)
-    module = load_meta(tmp_path / FILE, **reading(source))
+    module = load_meta(tmp_path / FILE, **hints_for(source).given)
     ours, others = ("target_encoder", "encoder") if branch == "target" else ("encoder", "target_encoder")
     assert same(module.get_submodule(ours), source.networks.encoder)
     assert same(module.get_submodule(others), source.other)
@@ -40,7 +41,7 @@ def test_load_meta_reads_it_back_each_encoder_under_its_name(
 
 
 def test_one_encoder_stands_for_both(source: Source, tmp_path: Path) -> None:
-    write_meta(source._replace(epochs=5), tmp_path)
+    write_meta(source._replace(progress=Progress(epoch=5)), tmp_path)
     content = torch.load(tmp_path / FILE, weights_only=True)
     assert content["epoch"] == 5
     assert content["opt"] is None

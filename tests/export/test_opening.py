@@ -11,10 +11,14 @@ import yaml
 from jepa_lightning.writing import CONFIG_KEY
 from jepa_lightning.loading import build
 from jepa_lightning.export.meta import write_meta
-from jepa_lightning.export.opening import open_source
+from jepa_lightning.export.opening import open_source as opened
+from jepa_lightning import weights
+from jepa_lightning.export.source import Source
 from jepa_lightning.export.source import functions
-from jepa_lightning.interop.timm import write_timm
+from jepa_lightning.export.timm import write_timm
+from jepa_lightning.preprocessing import Preprocessing
 from jepa_lightning.probing import AttentiveProbe
+from jepa_lightning.weights import Hints, Progress
 
 Content = dict[str, Any]
 SCHEDULE = {"class_path": "jepa_lightning.schedules.Constant", "init_args": {"value": 0.5}}
@@ -24,6 +28,10 @@ ENCODER = {
 }
 PREDICTOR = {"class_path": "jepa_lightning.models.Predictor", "init_args": {"embed_dim": 12, "depth": 1}}
 DATA = {"class_path": "jepa_lightning.data.ImageDataModule", "init_args": {"normalization": [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]}}
+
+
+def open_source(path: Path, branch: weights.Branch = "target", **options: Any) -> Source:
+    return opened(weights.open(path), branch, **options)
 
 
 def write(path: Path, model: Content, module: Any) -> Path:
@@ -70,9 +78,9 @@ def test_a_checkpoint_of_ours_gives_the_branch_its_predictor_and_what_is_known(
     assert torch.equal(source.networks.encoder(images), expected(images))
     assert source.networks.branch == branch
     assert source.networks.predictor is not None
-    assert source.networks.preprocessing == ((16, 16), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 18)
-    assert (source.kind, source.steps, source.other) == ("IJEPA", 12, None)
-    assert source.config is not None
+    assert source.networks.preprocessing == Preprocessing((16, 16), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    assert (source.kind, source.progress.step, source.other) == ("IJEPA", 12, None)
+    assert source.config["data"] == DATA
     assert "as whoever trained them decides" in source.licence
 
 
@@ -112,7 +120,7 @@ def test_a_probe_of_several_blocks_reads_these(probe: Callable[..., tuple[Path, 
     classify = functions(source).classify
     assert classify is not None
     torch.testing.assert_close(classify(images), module.heads[2](module.encode(images)))
-    assert source.out_layers == (1, 0)
+    assert source.networks.out_layers == (1, 0)
 
 
 @pytest.mark.parametrize(("task", "rows"), [("digit", slice(0, 3)), ("motion", slice(3, 5))])
@@ -139,17 +147,17 @@ def test_a_task_is_for_probes(pretrained: tuple[Path, Any]) -> None:
 
 
 def test_foreign_files_say_their_licence_and_epochs(image_source: Any, clip_source: Any, tmp_path: Path) -> None:
-    source = image_source(predictor=True)._replace(epochs=7)
+    source = image_source(predictor=True)._replace(progress=Progress(epoch=7))
     write_meta(source, tmp_path)
-    opened = open_source(tmp_path / "checkpoint.pth.tar", num_heads=3, both=True)
-    assert (opened.kind, opened.epochs) == ("I-JEPA", 7)
-    assert opened.networks.predictor is not None
-    assert opened.other is not None
-    assert "CC BY-NC 4.0" in opened.licence
-    write_timm(source.networks, tmp_path)
-    opened = open_source(tmp_path / "model.safetensors", both=True, num_heads=3)
-    assert opened.other is None
-    assert "CC BY-NC 4.0" in opened.licence
+    found = open_source(tmp_path / "checkpoint.pth.tar", both=True, hints=Hints(num_heads=3))
+    assert (found.kind, found.progress.epoch) == ("I-JEPA", 7)
+    assert found.networks.predictor is not None
+    assert found.other is not None
+    assert "CC BY-NC 4.0" in found.licence
+    write_timm(source, tmp_path)
+    found = open_source(tmp_path / "model.safetensors", both=True)
+    assert found.other is None
+    assert "CC BY-NC 4.0" in found.licence
     write_meta(clip_source(predictor=True), tmp_path)
-    sizes = {"num_heads": 3, "predictor_num_heads": 2, "img_size": (16, 16), "num_frames": 4}
-    assert "MIT" in open_source(tmp_path / "checkpoint.pth.tar", **sizes).licence
+    hints = Hints(num_heads=3, predictor_num_heads=2, img_size=(16, 16), num_frames=4)
+    assert "MIT" in open_source(tmp_path / "checkpoint.pth.tar", hints=hints).licence

@@ -21,11 +21,12 @@ def test_clips_move(clip_source: Any) -> None:
 
 def test_images_are_normalised_as_the_encoder_expects(image_source: Any) -> None:
     source = image_source(img_size=32)
-    plain = source.networks.preprocessing._replace(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    wanted = source.networks.preprocessing
+    plain = wanted._replace(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     pixels = samples(source._replace(networks=source.networks._replace(preprocessing=plain)))["images"]
     assert 0 <= pixels.min() < pixels.max() <= 1
     assert pixels.std() > 0.05
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in source.networks.preprocessing[1:3])
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (wanted.mean, wanted.std))
     torch.testing.assert_close(samples(source)["images"], (pixels - mean) / std)
 
 

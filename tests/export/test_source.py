@@ -16,7 +16,7 @@ def test_inputs_have_the_shape_that_the_encoder_was_built_for(image_source: Any,
 def test_kinds_are_told_by_the_method_or_else_by_the_tensors(image_source: Any, clip_source: Any) -> None:
     assert image_source().kind == "I-JEPA"
     assert clip_source(positions=SinCos3D()).kind == "V-JEPA"
-    assert image_source()._replace(method="LeJEPA").kind == "LeJEPA"
+    assert image_source()._replace(config={"model": {"class_path": "jepa_lightning.LeJEPA"}}).kind == "LeJEPA"
 
 
 def test_only_what_is_there_is_computed(image_source: Any, clip_source: Any) -> None:

@@ -59,5 +59,5 @@ def test_the_only_mask_token_is_not_counted(image_source: Any) -> None:
 
 def test_weights_in_a_file_of_their_own_are_told(image_source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "model.onnx.data" not in usage.onnx(image_source())
-    monkeypatch.setattr(tracing, "EXTERNAL", 1000)
+    monkeypatch.setattr(graphs, "EXTERNAL", 1000)
     assert "The weights are in `model.onnx.data`" in usage.onnx(image_source())
