@@ -12,6 +12,7 @@ from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+from torchmetrics import MeanMetric
 
 from jepa_lightning import metrics
 from jepa_lightning.distributed import shard
@@ -162,6 +163,7 @@ class JEPA(Method):
         self.betas, self.ipe_scale, self.compile_networks = betas, ipe_scale, compile
         self.regularizer, self.stop_gradient, self.target_layers = regularizer, stop_gradient, target_layers
         self.optimizer = optimizer
+        self.held_out_loss = MeanMetric(nan_strategy="disable")  # a loss that is no number must show
         self._finished_steps: int | None = None
         self.observers: list[Callable[[Observed], None]] = []
         """Called with what each step computed; health and alarm put themselves here."""
@@ -195,6 +197,10 @@ class JEPA(Method):
         """Tokens of the context encoder for whole inputs, in eval mode, to be compared with those of ``encode``."""
         with evaluating(self.encoder):
             return cast(Tensor, self.encoder(inputs))
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The parts with parameters, by name: a regularizer and a metric have none."""
+        return {name: part for name, part in self.named_children() if any(True for _ in part.parameters())}
 
     # ------------------------------------------------------------------ what losses are made of
 
@@ -240,25 +246,30 @@ class JEPA(Method):
         """Loss of one batch."""
         losses = self.losses(batch)
         shown = {**losses, **self.diagnostics()} if is_written(self.trainer, batch_idx) else {"loss": losses["loss"]}
-        self._log_losses("train", shown, batch)
+        values = {f"train/{name}": value.detach() for name, value in shown.items()}
+        self.log_dict(values, batch_size=len(batch.inputs), sync_dist=True)
         return losses["loss"]
 
     def validation_step(self, batch: MaskedBatch, batch_idx: int) -> None:
         """The same loss on held-out data, with masks that are the same every time."""
-        self._log_losses("val", {"loss": self.losses(batch)["loss"]}, batch)
+        self._log_held_out("val", batch)
 
     def test_step(self, batch: MaskedBatch, batch_idx: int) -> None:
         """As validation, on the test split."""
-        self._log_losses("test", {"loss": self.losses(batch)["loss"]}, batch)
+        self._log_held_out("test", batch)
 
-    def _log_losses(self, stage: str, losses: dict[str, Tensor], batch: MaskedBatch) -> None:
-        values = {f"{stage}/{name}": value.detach() for name, value in losses.items()}
-        self.log_dict(values, batch_size=len(batch.inputs), sync_dist=True)
+    def _log_held_out(self, stage: str, batch: MaskedBatch) -> None:
+        """Log the mean over the samples of all processes.
+
+        A metric, because Lightning 2.6 rounds the mean number of samples of a process down to an integer.
+        """
+        self.held_out_loss.update(self.losses(batch)["loss"].expand(len(batch.inputs)))  # each sample counts once
+        self.log(f"{stage}/loss", self.held_out_loss)
 
     def diagnostics(self) -> dict[str, Tensor]:
         """What the networks say of their last pass in training, under their names; nothing of most networks."""
         told: dict[str, Tensor] = {}
-        for name, network in self.named_children():
+        for name, network in self.networks().items():
             tell: Any = getattr(network, "diagnostics", dict)
             told |= {f"{name}_{key}": value for key, value in tell().items()}
         return told
@@ -348,7 +359,7 @@ class JEPA(Method):
     def configure_model(self) -> None:
         """Shard the networks where the strategy asks for it (a no-op elsewhere)."""
         mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
-        for name, network in list(self.named_children()):
+        for name, network in self.networks().items():
             setattr(self, name, shard(network, mesh))
 
     def setup(self, stage: str) -> None:
@@ -359,9 +370,8 @@ class JEPA(Method):
                 "collapse, all features may become one"
             )
         if self.compile_networks:
-            for network in self.children():
-                if any(True for _ in network.parameters()):  # a regularizer has none
-                    network.compile()
+            for network in self.networks().values():
+                network.compile()
 
 
 @torch.no_grad()
