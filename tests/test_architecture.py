@@ -22,16 +22,16 @@ MAY_IMPORT = {
     "metrics": set(),
     "distributed": set(),
     "lars": set(),
-    "writing": set(),
+    "log_steps": set(),
     "muon": {"distributed"},
     "losses": {"distributed"},
     # A BatchNorm's batch is that of all processes.
     "models": {"masking.tokens", "masking.padded", "distributed"},
     # A probe reads the checkpoint that it is given, when it is built.
-    "methods": {"models", "losses", "masking", "schedules", "distributed", "metrics", "checkpoint", "writing"},
+    "methods": {"models", "losses", "masking", "schedules", "distributed", "metrics", "checkpoint", "log_steps"},
     "data": {"masking", "distributed", "messages"},
     "evaluation": {"metrics", "distributed", "masking", "messages"},
-    "callbacks": {"evaluation", "metrics", "distributed", "masking", "checkpoint", "messages", "writing"},
+    "callbacks": {"evaluation", "metrics", "distributed", "masking", "checkpoint", "messages", "log_steps"},
     # A page, and `jepa predict` draws the same: principal components as the pictures of a training show them.
     "explore": {"callbacks.pictures", "data", "models", "masking", "interop", "checkpoint", "finding", "distributed"},
     # Its commands parse their arguments and find checkpoints as all commands do; exports are compared on real pictures.
@@ -40,7 +40,7 @@ MAY_IMPORT = {
         *("data.embedded", "data.moving_digits"),
     },
 }
-WITHOUT_LIGHTNING = ("models", "masking", "losses", "schedules", "metrics", "distributed", "lars", "muon", "writing")
+WITHOUT_LIGHTNING = ("models", "masking", "losses", "schedules", "metrics", "distributed", "lars", "muon", "log_steps")
 
 
 def module_of(path: Path) -> str:
