@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from jepa_lightning.writing import CONFIG_KEY
+from jepa_lightning.weights.ours import CONFIG_KEY
 from jepa_lightning.checkpoint_io import AtomicCheckpointIO
 from jepa_lightning.loading import build
 from jepa_lightning.export.source import Source

@@ -83,6 +83,22 @@ class Batches(Dataset[MaskedBatch]):
         return MaskedBatch(inputs[self.part], masks)
 
 
+class HeldOut(Batches):
+    """Of 7 and 4 samples the first process has 4 and 2, the second 3 and 2; one process has them in other batches."""
+
+    def __init__(self, method: str, rank: int, world: int) -> None:
+        super().__init__(method, rank, world)
+        pair = [[(100, slice(0, 4)), (101, slice(0, 2))], [(100, slice(4, 7)), (101, slice(2, 4))]]
+        self.parts = pair[rank] if world > 1 else [(100, slice(0, 1)), (100, slice(1, 7)), (101, slice(0, 4))]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, step: int) -> MaskedBatch:
+        number, self.part = self.parts[step]
+        return super().__getitem__(number)
+
+
 class Data(LightningDataModule):
     def __init__(self, method: str) -> None:
         super().__init__()
@@ -90,6 +106,9 @@ class Data(LightningDataModule):
 
     def train_dataloader(self) -> Any:
         return DataLoader(Batches(self.method, self.trainer.global_rank, self.trainer.world_size), batch_size=None)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(HeldOut(self.method, self.trainer.global_rank, self.trainer.world_size), batch_size=None)
 
 
 def whole(tensor: Any) -> torch.Tensor:
@@ -118,7 +137,7 @@ def train(devices: int, strategy: str, out: str, images: str, method: str) -> No
     trainer = Trainer(
         accelerator="cpu", devices=devices, strategy=chosen, max_epochs=1, logger=False, callbacks=[record],
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False,
+        use_distributed_sampler=False, num_sanity_val_steps=0,
     )  # fmt: skip
     trainer.fit(model, datamodule=Data(method))
     state = {name: whole(tensor) for name, tensor in model.state_dict().items()}
@@ -129,6 +148,7 @@ def train(devices: int, strategy: str, out: str, images: str, method: str) -> No
     torch.save(
         {
             "saved": saved,
+            "val/loss": float(trainer.callback_metrics["val/loss"]),
             "losses": record.losses,
             "gradients": record.gradients,
             "state": state,

@@ -23,22 +23,23 @@ MAY_IMPORT = {
     "distributed": set(),
     "preprocessing": set(),
     "lars": set(),
-    "writing": set(),
+    "log_steps": set(),
     "muon": {"distributed"},
     "losses": {"distributed"},
     # A BatchNorm's batch is that of all processes.
     "models": {"masking.tokens", "masking.padded", "distributed"},
-    "methods": {"models", "losses", "masking", "schedules", "distributed", "metrics", "writing"},
+    "methods": {"models", "losses", "masking", "schedules", "distributed", "metrics", "log_steps"},
     # A probe opens the checkpoint that it is given, when it is built.
     "probing": {
-        *("methods.base", "methods.groups", "models", "masking", "schedules", "distributed", "writing"),
+        *("methods.base", "methods.groups", "models", "masking", "schedules", "distributed", "log_steps"),
         *("evaluation", "weights"),
     },
     "data": {"masking", "distributed", "preprocessing"},
     "evaluation": {"metrics", "distributed", "masking"},
-    "callbacks": {"evaluation", "metrics", "distributed", "masking", "writing"},
+    # What a run stores is what weights reads.
+    "callbacks": {"evaluation", "metrics", "distributed", "masking", "log_steps", "weights.ours"},
     # Descriptions and tensors: never a method, never Lightning.
-    "weights": {"models", "masking", "preprocessing", "writing"},
+    "weights": {"models", "masking", "preprocessing"},
     "checkpoint_io": {"weights"},
     "loading": {"weights", "methods", "probing", "models", "schedules", "data.preprocess"},
     # Exports are compared on real pictures.
@@ -59,7 +60,7 @@ WITHOUT_LIGHTNING = (
     "distributed",
     "lars",
     "muon",
-    "writing",
+    "log_steps",
     "preprocessing",
     "weights",
 )

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from jepa_lightning.writing import CONFIG_KEY
+from jepa_lightning.weights.ours import CONFIG_KEY
 from jepa_lightning.checkpoint_io import AtomicCheckpointIO
 from jepa_lightning.loading import build
 from jepa_lightning.cli import main
@@ -75,6 +75,16 @@ def test_a_checkpoint_written_when_a_batch_ends_holds_the_update_of_that_step(
             assert process["saved"].keys() == process["state"].keys()
             for name, tensor in process["state"].items():
                 assert torch.equal(process["saved"][name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("strategy", "method"), [*[("ddp", m) for m in ("ijepa", "energy", "vjepa")], ("fsdp2", "ijepa")]
+)
+def test_the_loss_on_held_out_data_is_the_mean_over_samples_also_where_processes_have_different_numbers(
+    strategy: str, method: str, seen: Callable[..., Any]
+) -> None:
+    expected = seen(1, "auto")[method][0]["val/loss"]
+    assert [process["val/loss"] for process in seen(2, strategy)[method]] == pytest.approx([expected] * 2, rel=1e-5)
 
 
 def test_terms_of_the_whole_batch_are_in_two_processes_what_they_are_in_one(tmp_path: Path) -> None:

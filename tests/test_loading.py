@@ -9,7 +9,7 @@ import yaml
 from lightning import Trainer
 
 import jepa_lightning as jl
-from jepa_lightning.writing import CONFIG_KEY
+from jepa_lightning.weights.ours import CONFIG_KEY
 from jepa_lightning.checkpoint_io import AtomicCheckpointIO
 from jepa_lightning.loading import build
 

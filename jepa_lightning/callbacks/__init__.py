@@ -6,11 +6,11 @@ from jepa_lightning.callbacks.config import SaveConfig
 from jepa_lightning.callbacks.features import FeatureWriter
 from jepa_lightning.callbacks.health import Health
 from jepa_lightning.callbacks.monitor import Monitor
+from jepa_lightning.callbacks.optimizer_state import OptimizerState
 from jepa_lightning.callbacks.pictures import Pictures
 from jepa_lightning.callbacks.probe import Probe
 from jepa_lightning.callbacks.progress import ProgressBar
 from jepa_lightning.callbacks.report import Report
-from jepa_lightning.callbacks.start import OptimizerState
 
 __all__ = [
     "Alarm",

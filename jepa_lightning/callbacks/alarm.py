@@ -1,4 +1,4 @@
-"""Says that a training collapses, why, and what to change first."""
+"""Report that a training collapses, why, and what to change first."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ LOOKS = 4
 """Over how many looks spread and rank are averaged."""
 
 CALM = 3
-"""How many times as long no sign must be seen before the alarm ends: it is raised soon and ended late."""
+"""Looks without a sign that end the alarm, over ``patience``: it is raised early and ended late."""
 
 SAMPLES = 16
 """Inputs that are encoded for a method whose steps have no predictions to look at."""
 
 
 class Alarm(Observer):
-    """Watches for signs of collapse, and says which it sees in the progress bar, the log and TensorBoard.
+    """Watches for signs of collapse, and reports them in the progress bar, the log and TensorBoard.
 
-    The signs: see `callbacks/collapse.py`. Those that compare with the start of training compare with the best value so
-    far, which travels in checkpoints. One must be seen in ``patience`` looks in a row to raise the alarm, and none in
-    three times as many to end it. In TensorBoard `health/alarm` is 1 while it lasts, and the text is under `alarm`.
-    The first process looks, at what it has of its own batch: a collapse is the same in all of them.
+    The signs are in `callbacks/collapse.py`. Relative ones compare with the best value so far, which checkpoints hold.
+    A sign in ``patience`` looks in a row raises the alarm; three times as many looks without a sign end it. In
+    TensorBoard `health/alarm` is 1 while it lasts, and the text is under `alarm`. Only the first process looks, at its
+    own part of the batch: a collapse is the same in all processes.
 
     Args:
         every_n_steps: Optimizer steps between two looks; 0 for no alarm.
         patience: Looks in a row that must agree.
         stop: Stop the training when the alarm is raised; the last checkpoint is written as at any other end.
-        rows: Latest features that spread and rank are measured of.
+        rows: Number of latest features that spread and rank are measured on.
     """
 
     def __init__(self, every_n_steps: int = 10, patience: int = 3, stop: bool = False, rows: int = 256) -> None:
@@ -86,7 +86,7 @@ class Alarm(Observer):
             )
 
     def _keep(self, name: str, tokens: Tensor, index: Tensor | None) -> None:
-        """The rows of this look, and of earlier ones if a batch has too few: of fewer the rank would be lower."""
+        """Keep rows of this look, and of earlier ones if a batch has too few: fewer rows have a lower rank."""
         rows = normalised(some_rows(tokens, index, self.rows, self._step)).cpu()
         self._latest[name] = torch.cat([self._latest.get(name, rows[:0]), rows])[-self.rows :]
 
@@ -121,13 +121,13 @@ class Alarm(Observer):
         return vitals
 
     def _averaged(self, measure: str, value: float) -> float:
-        """Over the last looks: what a batch shows, and how much of it, differs much from one to the next."""
+        """The mean over the last looks: single batches differ much."""
         self._recent[measure] = [*self._recent.get(measure, []), value][-LOOKS:]
         return sum(self._recent[measure]) / len(self._recent[measure])
 
     @torch.no_grad()
     def _moves_of(self, pl_module: Any) -> dict[str, Tensor]:
-        """How fast the biases and norms of the context encoder move, and how far those of the target encoder lag."""
+        """Speed of the biases and norms of the context encoder, and how far those of the target encoder lag behind."""
         now, behind = (_vectors(network) for network in (pl_module.encoder, pl_module.evaluated))
         before, self._vectors = self._vectors, now.clone()
         if before is None or now.numel() == 0:
@@ -166,20 +166,20 @@ class Alarm(Observer):
             writer.add_text("alarm", message, self._step)
 
     def state_dict(self) -> dict[str, Any]:
-        """What it compares with; a resumed run raises its own alarms, as something may have been changed."""
+        """The best values; not the alarm itself, because the resumed run may have other settings."""
         return {"best": self._best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on comparing with the run that is resumed."""
+        """Compare with the best values of the resumed run."""
         self._best = state_dict["best"]
 
 
 def normalised(rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
-    """As targets are: the scale of an encoder's last norm is free and says nothing."""
+    """Layer-normalised, as targets are: the scale of an encoder's last norm is free and means nothing."""
     return F.layer_norm(rows, rows.shape[-1:])
 
 
 def _vectors(network: nn.Module) -> Float[Tensor, "n"]:
-    """A copy of the biases and norms that this process holds, in a row."""
+    """A copy of the biases and norms that this process holds, as one vector."""
     vectors = [local_part(p).flatten().float() for p in network.parameters() if p.ndim == 1]
     return torch.cat(vectors) if vectors else torch.zeros(0)

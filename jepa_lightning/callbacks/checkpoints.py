@@ -1,4 +1,4 @@
-"""`last.ckpt` and `best.ckpt`, and a Ctrl-C that loses nothing."""
+"""`last.ckpt` and `best.ckpt`, which Ctrl-C writes too."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Checkpoints(Checkpoint):
         self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over Ctrl-C while training (after Lightning has noted whom to give it back to)."""
+        """Handle Ctrl-C while training (Lightning has already noted the handler that it restores)."""
         self._saved_step = trainer.global_step
         try:
             self._handler: Any = signal.signal(signal.SIGINT, self._interrupt)
@@ -86,7 +86,7 @@ class Checkpoints(Checkpoint):
             self.save_last(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give Ctrl-C back."""
+        """Restore the SIGINT handler."""
         if stage == "fit" and getattr(self, "_handler", None) is not None:
             signal.signal(signal.SIGINT, self._handler)
 
@@ -105,5 +105,5 @@ class Checkpoints(Checkpoint):
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on comparing with the best of the run that is resumed."""
+        """Compare with the best value of the resumed run."""
         self.best = state_dict["best"]

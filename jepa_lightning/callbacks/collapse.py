@@ -1,4 +1,4 @@
-"""Signs that a training collapses, found by watching runs that were made to: what is measured, and when it is bad."""
+"""Signs of collapse, found on runs that were made to collapse: what is measured, and its limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jepa_lightning import metrics
 from jepa_lightning.masking import TokenMasks
 
 Vitals = dict[str, float]
-"""What was measured, by name; what a method does not have is missing."""
+"""Measured values by name; measures that a method does not have are missing."""
 
 
 class Sign(NamedTuple):
@@ -22,7 +22,7 @@ class Sign(NamedTuple):
     Attributes:
         measure: Name of the measure.
         limit: Below it something is wrong.
-        relative: Whether the limit is a share of the highest value since the start of training.
+        relative: Whether the limit is a fraction of the highest value since the start of training.
         short: What is wrong, for the progress bar.
         meaning: The same in a sentence, with ``{now}`` and ``{best}`` in place of the numbers.
         first: What to change first.

@@ -1,4 +1,4 @@
-"""The resolved configuration goes wherever the run leaves something: the folder, TensorBoard, every checkpoint."""
+"""Write the resolved configuration to the folder of the run, TensorBoard and every checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from jepa_lightning.callbacks.observer import tensorboards
 
-from jepa_lightning.writing import CONFIG_KEY
+from jepa_lightning.weights.ours import CONFIG_KEY
 
 
 class SaveConfig(SaveConfigCallback):
@@ -22,10 +22,10 @@ class SaveConfig(SaveConfigCallback):
         return self.parser.dump(self.config, skip_none=False)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """A text panel in TensorBoard; indented, which Markdown shows as it is."""
+        """Add a text panel to TensorBoard, indented, so that Markdown shows it as it is."""
         for writer in tensorboards(trainer):
             writer.add_text("config", "\n".join(f"    {line}" for line in self.text.splitlines()))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint knows how to rebuild its module: see jepa_lightning.load."""
+        """Add the configuration to a checkpoint; jepa_lightning.load rebuilds the module from it."""
         checkpoint[CONFIG_KEY] = self.text

@@ -1,4 +1,4 @@
-"""How healthy the features are, measured while they are trained."""
+"""Measures of the features while they are trained: spread, rank, dimension, distances, attention, masks."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from jepa_lightning.distributed import gather_rows, relative_distance, world_siz
 from jepa_lightning.masking import MaskedBatch
 
 FEW = 8
-"""Inputs of a batch that are encoded once more, to compare the encoders and to see what they attend to."""
+"""Inputs of a batch that are encoded again, to compare the encoders and to measure their attention."""
 
 MEMORY = 2**28
-"""Most bytes of views that a process keeps for LiDAR; with less than all samples it sees fewer dimensions."""
+"""Most bytes of views that a process keeps for LiDAR; fewer samples mean fewer dimensions."""
 
 
 class Health(Observer):
-    """Logs under `health/` what tells whether a training is healthy; the ALARM of the Alarm callback watches for you.
+    """Logs under `health/` whether a training is healthy; the Alarm callback watches for collapse.
 
     Of the training batch, every `trainer.log_every_n_steps`: `explained_variance_nearest`, how much better a prediction
-    is than the target feature of the nearest context patch (`train/explained_variance` has the mean target in its
-    place), and `content_share`, how much of the target features depends on the input and not on the place alone.
+    is than the target feature of the nearest context patch (`train/explained_variance` compares with the mean target),
+    and `content_share`, the fraction of the variance of target features that depends on the input, not on the place.
 
     Of the training batch, every `every_n_steps`, for `context`, `predicted` and `target` features, by patch and
     `_pooled` (the mean of a sample): `std` (of each dimension: mean, `std_min`, and a histogram of the patches'),
@@ -46,15 +46,15 @@ class Health(Observer):
 
     Of a few inputs, then too: `lidar` and `view_alignment`, of random views of the same training samples; relative
     distances of context and target encoder, `encoder_distance` of their parameters and `feature_distance` of their
-    features; `attention_entropy` of the last block, mean of all heads and `_min`, as a share of ln(tokens).
+    features; `attention_entropy` of the last block, mean of all heads and `_min`, as a fraction of ln(tokens).
 
-    After every epoch a picture of how often each patch was context and target, and `least_target`, the rarest target's
-    frequency over the mean: 0 is a patch that is never predicted.
+    After every epoch a picture of how often each patch was context and target, and `least_target`, the frequency of the
+    rarest target over the mean: 0 if some patch was never predicted.
 
     Args:
         every_n_steps: Optimizer steps between two complete measurements; 0 for no measurement at all.
         rows: Patches, and pooled samples, that are measured at most.
-        samples: Training samples that LiDAR looks at, in all processes together; it sees one dimension less.
+        samples: Training samples for LiDAR, in all processes together; it finds at most one dimension less.
         views: Random views of each of them.
     """
 
@@ -152,7 +152,7 @@ class Health(Observer):
     # ------------------------------------------------------------------ of a few inputs
 
     def _more(self, trainer: Trainer, pl_module: Any, inputs: Float[Tensor, "batch channels *size"]) -> None:
-        """What needs more passes of the encoders; every process takes part, as networks may be sharded."""
+        """Measure what needs more passes of the encoders; all processes take part, because networks may be sharded."""
         logged, twins = self._logged, pl_module.encoder is pl_module.evaluated
         with self.looking(trainer):
             if not twins:

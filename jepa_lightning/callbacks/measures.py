@@ -1,4 +1,4 @@
-"""What health and alarm take from a step, and what they make of it."""
+"""Tensor functions of health and alarm: rows of features, baselines, statistics and pictures of masks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jepa_lightning import metrics
 from jepa_lightning.masking import Grid, TokenMasks, gather_tokens
 
 ROWS_FOR_DIMENSION = 256
-"""With fewer, a hundredth of the pairs are too few to see how their number grows."""
+"""Fewest rows for a correlation dimension, which counts the closest hundredth of the pairs."""
 
 CELL = 16
 """Side of a patch in the picture of mask coverage, in pixels."""
@@ -48,9 +48,9 @@ def targets_of(features: Float[Tensor, "batch n dim"], masks: TokenMasks) -> Flo
 def nearest_context(
     features: Float[Tensor, "batch n dim"], masks: TokenMasks, grid: Grid
 ) -> Float[Tensor, "batch m nt dim"]:
-    """What a predictor says that knows nothing but continuity: the target feature of the nearest context patch.
+    """A baseline of predictions that uses continuity alone: the target feature of the nearest context patch.
 
-    Near is measured on the grid, a step in time like a step in space.
+    Distances are measured on the grid, where a step in time is as long as a step in space.
     """
     context, targets = (_places(index, grid) for index in (masks.context, masks.targets.flatten(1)))
     distance = torch.cdist(targets, context).masked_fill((masks.context < 0).unsqueeze(1), torch.inf)
@@ -64,7 +64,7 @@ def _places(index: Int[Tensor, "batch k"], grid: Grid) -> Float[Tensor, "batch k
 
 
 def describe(name: str, rows: Float[Tensor, "rows dim"]) -> dict[str, float]:
-    """Spread, rank, spectrum and dimension of features, as `NAME_std`, ...; of too few rows some say nothing."""
+    """Spread, rank, spectrum and dimension of features, as `NAME_std`, ...; too few rows have fewer of them."""
     if len(rows) < 8:
         return {}
     deviation = rows.std(dim=0, correction=0)

@@ -1,4 +1,4 @@
-"""How fast it goes, and a CSV file with one row a step and the columns of the official code."""
+"""Throughput, and a CSV file with one row for each step and the columns of the official code."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from jepa_lightning.distributed import norms_of
+from jepa_lightning.log_steps import is_log_step
 from jepa_lightning.masking import MaskedBatch
 from jepa_lightning.masking.padded import mean_length
-from jepa_lightning.writing import is_written
 
 COLUMNS = (
     "epoch", "itr", "loss", "mask-A", "mask-B", "time (ms)", "lr", "weight decay", "momentum", "memory (MB)",
@@ -30,7 +30,7 @@ class Monitor(Callback):
     tokens, milliseconds of the step. The gradients are norms of the encoder's weight matrices.
 
     Args:
-        flush_every_n_steps: Rows are kept on the device and written together, so that no step waits for a number.
+        flush_every_n_steps: Steps between two writes; until then rows stay on the device, so that no step waits.
     """
 
     def __init__(self, flush_every_n_steps: int = 50) -> None:
@@ -53,7 +53,7 @@ class Monitor(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock."""
-        self._start, self._written = time.perf_counter(), is_written(trainer, batch_idx)
+        self._start, self._written = time.perf_counter(), is_log_step(trainer, batch_idx)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Norms of the gradients before they are clipped."""
@@ -114,9 +114,9 @@ class Monitor(Callback):
         self._rows.clear()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the rest."""
+        """Write the remaining rows."""
         self._flush()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write the rest also when the run breaks."""
+        """Write the remaining rows also when the run fails."""
         self._flush()

@@ -1,4 +1,4 @@
-"""Pictures of what goes in and what comes out: masks drawn on images, principal components of patch features."""
+"""Pictures of inputs and features: masks drawn on images, principal components of patch features."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jepa_lightning.callbacks.observer import dry_run, tensorboards
 from jepa_lightning.masking import Grid, MaskedBatch
 
 GREY = 0.25
-"""Brightness of what a mask leaves out."""
+"""Brightness of masked patches."""
 
 
 class Pictures(Callback):

@@ -1,4 +1,4 @@
-"""One line: the loss, images or clips a second, and the time left in the whole run."""
+"""The progress bar: loss, images or clips per second, and the time left in the whole run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ProgressBar(TQDMProgressBar):
         self._begun = (time.monotonic(), trainer.global_step)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the bars as they stand and go to a new line, so that the error does not begin behind one."""
+        """Close the bars, so that the error message starts on a new line."""
         for bar in (
             self._val_progress_bar,
             self._train_progress_bar,
@@ -40,7 +40,7 @@ class ProgressBar(TQDMProgressBar):
                 bar.close()
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """What stands behind the bar."""
+        """The values after the bar."""
         known = trainer.callback_metrics
         shown: dict[str, Any] = {}
         if "train/loss" in known:

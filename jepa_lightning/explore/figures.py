@@ -1,4 +1,4 @@
-"""Tensors to figures: frames side by side, a map of patches on top of them, patches that can be clicked."""
+"""Tensors to figures: frames side by side, maps of patches over them, patches that can be clicked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jepa_lightning.masking import Grid
 SIDE = 280
 """Height of a picture in screen pixels."""
 LONGEST = 540
-"""Its greatest width, so that two of clips with their colour bars stand side by side on a small screen."""
+"""Greatest width of a picture, so that two clips with colour bars fit side by side on a small screen."""
 
 
 def strip(pixels: Pixels, steps: int) -> UInt8[Tensor, "height length 3"]:
@@ -43,7 +43,7 @@ def as_strip(values: Float[Tensor, " tokens"], grid: Grid) -> Float[Tensor, "row
 
 
 def png(picture: UInt8[Tensor, "height width 3"]) -> bytes:
-    """Encoded; small pictures are enlarged, so that browsers do not blur their patches."""
+    """Encode as PNG; small pictures are enlarged, so that browsers do not blur their patches."""
     image = Image.fromarray(np.ascontiguousarray(picture.numpy()))
     scale = max(1, -(-224 // image.height))
     buffer = io.BytesIO()
@@ -52,7 +52,7 @@ def png(picture: UInt8[Tensor, "height width 3"]) -> bytes:
 
 
 def url(picture: UInt8[Tensor, "height width 3"]) -> str:
-    """For the source of an image on a page."""
+    """A data URL, as the source of an image on a page."""
     return "data:image/png;base64," + base64.b64encode(png(picture)).decode()
 
 
@@ -119,7 +119,7 @@ def _place(token: int, grid: Grid) -> tuple[int, int]:
 
 
 def _points(grid: Grid, values: Tensor | None) -> dict[str, Any]:
-    """Invisible points in the middle of every patch: what a click or a box finds."""
+    """Invisible points in the middle of every patch, which a click or a box selects."""
     count = grid[0] * grid[1] * grid[2]
     places = np.array([_place(token, grid) for token in range(count)]) + 0.5
     unseen = {"marker": {"opacity": 0}}
@@ -132,7 +132,7 @@ def _points(grid: Grid, values: Tensor | None) -> dict[str, Any]:
 
 
 def message(text: str) -> go.Figure:
-    """Words where a picture cannot be; without words nothing that takes up room."""
+    """Text in place of a picture; an empty text takes up no room."""
     result = go.Figure()
     result.add_annotation(text="<br>".join(_lines(text)), showarrow=False, font={"size": 12})
     axis = {"visible": False}
@@ -163,7 +163,7 @@ def bars(title: str, values: Float[Tensor, " heads"], chosen: int | None) -> go.
 
 
 def scatter(places: np.ndarray, labels: list[str], names: list[str]) -> go.Figure:
-    """Points on a plane, a colour for each label; hovering tells which one it is."""
+    """Points on a plane, a colour for each label; hovering shows the sample."""
     result = go.Figure()
     for label in sorted(set(labels)):
         chosen = [i for i, own in enumerate(labels) if own == label]

@@ -12,22 +12,23 @@ from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+from torchmetrics import MeanMetric
 
 from jepa_lightning import metrics
 from jepa_lightning.distributed import shard
+from jepa_lightning.log_steps import is_log_step
 from jepa_lightning.losses import Regularizer
 from jepa_lightning.masking import MaskedBatch, TokenMasks
 from jepa_lightning.masking.padded import Padded, without_padding
 from jepa_lightning.masking.tokens import Family
-from jepa_lightning.methods.groups import OptimizerFactory, apart, groups_of
+from jepa_lightning.methods.groups import OptimizerFactory, groups_of, groups_with_matrices
 from jepa_lightning.models import Encoder, ema_copy, ema_update, evaluating, frozen_copy, target_tokens
 from jepa_lightning.models.attention_maps import attention_depth, attention_maps
 from jepa_lightning.schedules import Schedule
-from jepa_lightning.writing import is_written
 
 
 class Observed(NamedTuple):
-    """What a step computed of one family of masks, as observers see it: detached, and to be copied if it is kept.
+    """Detached tensors of a training step, of one family of masks; an observer copies what it keeps.
 
     Attributes:
         masks: Which tokens are context and which are predicted.
@@ -88,7 +89,7 @@ class Method(LightningModule, ABC):
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise ValueError(
-                "the schedules need to know how long the training is: set --trainer.max_epochs or --trainer.max_steps"
+                "the schedules need the length of the training: set --trainer.max_epochs or --trainer.max_steps"
             )
         batches = self.trainer.num_training_batches
         per_epoch = steps if batches == float("inf") else -(-int(batches) // self.trainer.accumulate_grad_batches)
@@ -122,13 +123,13 @@ class JEPA(Method):
             sample: SIGReg or VarianceCovariance; null for none.
         stop_gradient: Keep gradients out of the targets; false, without an EMA copy, trains the encoder through both
             branches, which collapses unless a regularizer prevents it.
-        target_layers: Make the targets of the last blocks of the target encoder, each normalised, averaged (data2vec,
-            Baevski et al. 2022, section 3.3); 1, as in the papers of JEPAs, for the last one alone, null for all.
-        optimizer: Makes the optimizer of groups of parameters, of which those of matrices inside of blocks say
-            ``matrices: True``: jepa_lightning.muon.Muon; null for AdamW with ``betas``.
+        target_layers: How many last blocks of the target encoder the targets are averaged over, each normalised
+            (data2vec, Baevski et al. 2022, section 3.3); 1 in the papers of JEPAs, null for all.
+        optimizer: Makes the optimizer of groups of parameters, for example jepa_lightning.muon.Muon; groups of matrices
+            of Transformer blocks say ``matrices: True``. null for AdamW with ``betas``.
 
     Raises:
-        ValueError: If gradients are wanted in an EMA copy, which is never trained, or blocks that are not there.
+        ValueError: If an EMA copy, which is never trained, is to get gradients, or ``target_layers`` exceeds the depth.
     """
 
     def __init__(
@@ -162,9 +163,10 @@ class JEPA(Method):
         self.betas, self.ipe_scale, self.compile_networks = betas, ipe_scale, compile
         self.regularizer, self.stop_gradient, self.target_layers = regularizer, stop_gradient, target_layers
         self.optimizer = optimizer
+        self.held_out_loss = MeanMetric(nan_strategy="disable")  # a loss that is no number must show
         self._finished_steps: int | None = None
         self.observers: list[Callable[[Observed], None]] = []
-        """Called with what each step computed; health and alarm put themselves here."""
+        """Called with the tensors of each step; health and alarm add themselves."""
 
     @property
     def target_encoder(self) -> Encoder:
@@ -177,7 +179,7 @@ class JEPA(Method):
 
     @torch.no_grad()
     def encode(self, inputs: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch tokens dim"]:
-        """Tokens of the target encoder, the network that the papers evaluate, in eval mode whatever its mode is."""
+        """Tokens of the target encoder in eval mode: the network that the papers evaluate."""
         with evaluating(self.target_encoder):
             return cast(Tensor, self.target_encoder(inputs))
 
@@ -192,22 +194,26 @@ class JEPA(Method):
 
     @torch.no_grad()
     def encode_context(self, inputs: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch tokens dim"]:
-        """Tokens of the context encoder for whole inputs, in eval mode, to be compared with those of ``encode``."""
+        """Tokens of the context encoder for whole inputs, in eval mode, to compare with those of ``encode``."""
         with evaluating(self.encoder):
             return cast(Tensor, self.encoder(inputs))
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The parts with parameters, by name: a regularizer and a metric have none."""
+        return {name: part for name, part in self.named_children() if any(True for _ in part.parameters())}
 
     # ------------------------------------------------------------------ what losses are made of
 
     @property
     def draw(self) -> int:
-        """What random numbers of this step follow from: the same in all processes and after a resume.
+        """Seed of the random numbers of this step: the same in all processes and after a resume.
 
-        The number of finished optimizer steps; 0 in evaluation, so that validations compare.
+        The number of finished optimizer steps; 0 in evaluation, so that validations are comparable.
         """
         return self.global_step if self.training else 0
 
     def targets_of(self, inputs: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch tokens dim"]:
-        """Tokens of the target encoder, from which targets are made; without gradient, if ``stop_gradient`` is true."""
+        """Tokens of the target encoder, from which targets are made; without gradient if ``stop_gradient`` is true."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
             return target_tokens(self.target_encoder, inputs, self.target_layers)
 
@@ -216,8 +222,8 @@ class JEPA(Method):
     ) -> dict[str, Tensor]:
         """``{"loss": loss}``; with a regularizer its weighted terms are added to the loss, and all parts are named.
 
-        Each sample counts once, by the mean of its context tokens: tokens of a sample depend on each other, and taken
-        alone they would also seem spread out if they said nothing but where they are.
+        The terms see the mean context token of each sample: tokens of a sample depend on each other, and would also
+        be spread out if they held nothing but their positions.
 
         Args:
             loss: What the method minimises without a regularizer.
@@ -239,34 +245,39 @@ class JEPA(Method):
     def training_step(self, batch: MaskedBatch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         losses = self.losses(batch)
-        shown = {**losses, **self.diagnostics()} if is_written(self.trainer, batch_idx) else {"loss": losses["loss"]}
-        self._log_losses("train", shown, batch)
+        shown = {**losses, **self.diagnostics()} if is_log_step(self.trainer, batch_idx) else {"loss": losses["loss"]}
+        values = {f"train/{name}": value.detach() for name, value in shown.items()}
+        self.log_dict(values, batch_size=len(batch.inputs), sync_dist=True)
         return losses["loss"]
 
     def validation_step(self, batch: MaskedBatch, batch_idx: int) -> None:
         """The same loss on held-out data, with masks that are the same every time."""
-        self._log_losses("val", {"loss": self.losses(batch)["loss"]}, batch)
+        self._log_held_out("val", batch)
 
     def test_step(self, batch: MaskedBatch, batch_idx: int) -> None:
         """As validation, on the test split."""
-        self._log_losses("test", {"loss": self.losses(batch)["loss"]}, batch)
+        self._log_held_out("test", batch)
 
-    def _log_losses(self, stage: str, losses: dict[str, Tensor], batch: MaskedBatch) -> None:
-        values = {f"{stage}/{name}": value.detach() for name, value in losses.items()}
-        self.log_dict(values, batch_size=len(batch.inputs), sync_dist=True)
+    def _log_held_out(self, stage: str, batch: MaskedBatch) -> None:
+        """Log the mean over the samples of all processes.
+
+        A metric, because Lightning 2.6 rounds the mean number of samples of a process down to an integer.
+        """
+        self.held_out_loss.update(self.losses(batch)["loss"].expand(len(batch.inputs)))  # each sample counts once
+        self.log(f"{stage}/loss", self.held_out_loss)
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """What the networks say of their last pass in training, under their names; nothing of most networks."""
-        told: dict[str, Tensor] = {}
-        for name, network in self.named_children():
-            tell: Any = getattr(network, "diagnostics", dict)
-            told |= {f"{name}_{key}": value for key, value in tell().items()}
-        return told
+        """Scalars that networks report about their last pass in training, with the networks' names before theirs."""
+        found: dict[str, Tensor] = {}
+        for name, network in self.networks().items():
+            report: Any = getattr(network, "diagnostics", dict)
+            found |= {f"{name}_{key}": value for key, value in report().items()}
+        return found
 
     def observe(self, step: Observed) -> None:
-        """Show the tensors of a step to the observers; ``losses`` calls it, outside of what torch.compile sees.
+        """Show the tensors of a step to the observers; ``losses`` calls it, outside of compiled code.
 
-        Nothing is computed and nothing kept here, so it is free when nobody looks.
+        It costs nothing without observers.
         """
         for observer in self.observers:
             observer(Observed(*step[:2], *(tensor.detach() for tensor in step[2:])))
@@ -277,30 +288,29 @@ class JEPA(Method):
         """The optimizer of all networks with trainable parameters: first their decayed groups, then the others."""
         if self.optimizer is None:
             return self.adamw()
-        groups, matrices = groups_of(self)
-        return self.optimizer([part for group in groups for part in apart(group, matrices)])
+        return self.optimizer(groups_with_matrices(self))
 
     def adamw(self) -> AdamW:
-        """AdamW over all networks that are trained, which the official trainings have, whatever this one has."""
-        return AdamW(groups_of(self)[0], lr=0.0, betas=self.betas, fused=True)
+        """AdamW over all trained parameters, as in the official trainings, regardless of ``optimizer``."""
+        return AdamW(groups_of(self), lr=0.0, betas=self.betas, fused=True)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on with the optimizer of another kind.
+        """Refuse to continue with another kind of optimizer.
 
         Raises:
-            ValueError: If there was another one.
+            ValueError: If the checkpoint has the state of another kind.
         """
         trainer = self._trainer  # None where Lightning loads a module without one
         states = checkpoint.get("optimizer_states") if trainer is not None and trainer.training else None
         if states and any("matrices" in group for group in states[0]["param_groups"]) != (self.optimizer is not None):
             there, remedy = ("AdamW", "null") if self.optimizer else ("Muon", "jepa_lightning.muon.Muon")
             raise ValueError(
-                f"the training in this checkpoint has {there} as its optimizer: to go on with it set "
-                f"--model.optimizer {remedy}; to start another one from its networks, --init_from"
+                f"the optimizer of this checkpoint is {there}: to go on with it set --model.optimizer {remedy}; "
+                "to start another training from its networks use --init_from"
             )
 
     def schedule_values(self) -> dict[str, float]:
-        """Learning rate, weight decay and momentum of the optimizer step that comes next (official convention)."""
+        """Learning rate, weight decay and momentum of the next optimizer step (official convention)."""
         step, steps, per_epoch = self.progress()
         schedules = {"lr": self.lr, "weight_decay": self.weight_decay, "momentum": self.momentum}
         return {
@@ -317,7 +327,7 @@ class JEPA(Method):
         for group in cast(Optimizer, self.optimizers(use_pl_optimizer=False)).param_groups:
             group["lr"] = values["lr"]
             group["weight_decay"] = values["weight_decay"] if group["decay"] else 0.0
-        if is_written(self.trainer, batch_idx):
+        if is_log_step(self.trainer, batch_idx):
             self.log_dict({f"schedule/{name}": value for name, value in values.items()}, batch_size=1)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -348,25 +358,24 @@ class JEPA(Method):
     def configure_model(self) -> None:
         """Shard the networks where the strategy asks for it (a no-op elsewhere)."""
         mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
-        for name, network in list(self.named_children()):
+        for name, network in self.networks().items():
             setattr(self, name, shard(network, mesh))
 
     def setup(self, stage: str) -> None:
-        """Compile in place, which keeps the parameter names; say if nothing is there that keeps features apart."""
+        """Compile in place, which keeps the parameter names; say if nothing prevents a collapse."""
         if stage == "fit" and self.momentum is None and not any(isinstance(c, Regularizer) for c in self.children()):
             rank_zero_info(
-                "momentum is null and so is regularizer: with neither an EMA copy of the encoder nor a term against "
-                "collapse, all features may become one"
+                "momentum is null and so is regularizer: without an EMA copy of the encoder and without a term against "
+                "collapse all features may become equal"
             )
         if self.compile_networks:
-            for network in self.children():
-                if any(True for _ in network.parameters()):  # a regularizer has none
-                    network.compile()
+            for network in self.networks().values():
+                network.compile()
 
 
 @torch.no_grad()
 def watched(masks: Family, context: Tensor, predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """What is logged beside the loss of a prediction, and not trained: tokens (..., D) of one family of masks."""
+    """What is logged beside the loss and not trained: measures of the tokens (..., D) of one family of masks."""
     context = without_padding(context, masks.context)
     predicted, target = (without_padding(values, masks.targets) for values in (predicted, target))
     return {

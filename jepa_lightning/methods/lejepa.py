@@ -65,11 +65,11 @@ class LeJEPA(JEPA):
         ipe_scale: Length of the schedules over the length of the training; above 1 they are not finished.
         compile: Compile the networks with torch.compile; the first steps then take minutes.
         sigreg: The term against collapse, whose weight is lambda; null for the paper's.
-        drop_tokens: Share of the tokens of each view that are left out in training, drawn uniformly.
-        optimizer: As in JEPA: jepa_lightning.muon.Muon; null for AdamW with ``betas``.
+        drop_tokens: Fraction of the tokens of each view that is left out in training, drawn uniformly.
+        optimizer: Makes the optimizer, for example jepa_lightning.muon.Muon; null for AdamW with ``betas``.
 
     Raises:
-        ValueError: If the weight of SIGReg or the share of tokens is not from 0 to below 1.
+        ValueError: If the weight of SIGReg or the fraction of tokens is not from 0 to below 1.
     """
 
     def __init__(

@@ -88,7 +88,7 @@ class VJEPA(MaskedJEPA):
         return (predicted - target).abs().pow(self.loss_exp) / self.loss_exp
 
     def setup(self, stage: str) -> None:
-        """Leave mask tokens that no family uses out of training: without a gradient they would stop DDP."""
+        """Freeze mask tokens that no family uses: without a gradient they would stop DDP."""
         super().setup(stage)
         if stage == "fit" and self.share_mask_token:
             for name, token in self.predictor.named_parameters():
@@ -96,7 +96,7 @@ class VJEPA(MaskedJEPA):
                     token.requires_grad_(name == "mask_tokens.0")
 
     def on_train_batch_start(self, batch: MaskedBatch, batch_idx: int) -> None:
-        """Refuse mask tokens that nothing uses where they would stop DDP in the next step, without a word on why.
+        """Refuse unused mask tokens under DDP, which would stop in the next step with an error that names no cause.
 
         Raises:
             ValueError: If there are more mask tokens than families of masks.
@@ -115,9 +115,9 @@ class VJEPA(MaskedJEPA):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """`trainer.gradient_clip_val` for encoder and predictor separately, in epochs after those of the warm-up.
+        """Clip the gradients of encoder and predictor separately to `trainer.gradient_clip_val`, after the warm-up.
 
-        Officially from epoch number warmup_epochs + 1 on (from 0), so one epoch after the warm-up has none either.
+        As the official code, from epoch warmup_epochs + 1 on (from 0): the first epoch after the warm-up has none.
         """
         clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
         if gradient_clip_val and self.current_epoch > getattr(self.lr, "warmup_epochs", 0):

@@ -19,12 +19,14 @@ from jepa_lightning.weights.meta_sizes import encoder_arguments
 from jepa_lightning.weights.names import without_prefix
 from jepa_lightning.weights.networks import Branch, Networks, filled, outlined
 from jepa_lightning.weights.policy import CheckpointError, Unreadable
-from jepa_lightning.writing import CONFIG_KEY
+from jepa_lightning.weights.ours import CONFIG_KEY
 
 COMPILED = "_orig_mod."
 """What torch.compile puts before the names of a module."""
 EXTRA = "_extra_state"
 """What PyTorch calls the state of a module that is no tensor."""
+CONFIG_KEY = "jepa_config"
+"""Where a checkpoint keeps the resolved configuration, as YAML text."""
 NETWORK_OF: dict[Branch, str] = {"target": "target_encoder", "context": "encoder"}
 
 

@@ -10,7 +10,7 @@ import yaml
 from lightning import Trainer
 
 from jepa_lightning.callbacks import Probe
-from jepa_lightning.writing import CONFIG_KEY
+from jepa_lightning.weights.ours import CONFIG_KEY
 from jepa_lightning.checkpoint_io import AtomicCheckpointIO
 from jepa_lightning.loading import build
 from jepa_lightning.data import ImageDataModule

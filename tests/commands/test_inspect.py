@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from jepa_lightning.writing import CONFIG_KEY
+from jepa_lightning.weights.ours import CONFIG_KEY
 from jepa_lightning.loading import build
 from jepa_lightning.export.huggingface import write_huggingface
 from jepa_lightning.commands.inspect import main

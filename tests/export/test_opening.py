@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from jepa_lightning.writing import CONFIG_KEY
+from jepa_lightning.weights.ours import CONFIG_KEY
 from jepa_lightning.loading import build
 from jepa_lightning.export.meta import write_meta
 from jepa_lightning.export.opening import open_source as opened

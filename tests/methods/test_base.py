@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -314,6 +315,27 @@ def test_losses_are_logged_for_training_and_validation(
     assert logged["val/loss"].item() == pytest.approx(module.losses(batch)["loss"].item(), abs=1e-6)
 
 
+def test_the_loss_on_held_out_data_is_the_mean_over_samples_and_stays_out_of_checkpoints(
+    tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory, quiet_trainer: TrainerFactory
+) -> None:
+    module, batches = tiny_ijepa(), [tiny_batch(1), tiny_batch(4)]
+    with torch.no_grad():
+        one, four = (module.losses(batch)["loss"].item() for batch in batches)
+    for _ in range(2):  # nothing is left from the time before
+        (found,) = quiet_trainer().validate(module, loader(batches), verbose=False)
+        assert found["val/loss"] == pytest.approx((one + 4 * four) / 5, rel=1e-6)
+    assert {name.split(".")[0] for name in module.state_dict()} == set(module.networks())
+
+
+def test_a_loss_that_is_no_number_on_held_out_data_shows(
+    tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory, quiet_trainer: TrainerFactory
+) -> None:
+    broken = tiny_batch()
+    broken = broken._replace(inputs=torch.full_like(broken.inputs, torch.nan))
+    (found,) = quiet_trainer().test(tiny_ijepa(), loader([tiny_batch(), broken]), verbose=False)
+    assert math.isnan(found["test/loss"])
+
+
 def test_encoding_is_the_target_encoder_without_gradient(tiny_ijepa: IJEPAFactory, tiny_batch: BatchFactory) -> None:
     module, batch = tiny_ijepa(), tiny_batch()
     torch.nn.init.zeros_(module.encoder.norm.weight)  # so that the two encoders differ
@@ -358,7 +380,7 @@ def without_copy(factory: IJEPAFactory, **options: Any) -> IJEPA:
 def test_without_momentum_the_target_encoder_is_the_encoder_and_registered_once(tiny_ijepa: IJEPAFactory) -> None:
     module, with_copy = without_copy(tiny_ijepa), tiny_ijepa()
     assert module.target_encoder is module.encoder
-    assert [name for name, _ in module.named_children()] == ["encoder", "predictor"]
+    assert list(module.networks()) == ["encoder", "predictor"]
     doubled = {name for name in with_copy.state_dict() if name.startswith("target_encoder.")}
     assert set(module.state_dict()) == set(with_copy.state_dict()) - doubled
     module.encoder = VisionTransformer(32, 8, 3, 32, 1, 2)

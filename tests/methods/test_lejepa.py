@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import jepa_lightning as jl
-from jepa_lightning.writing import CONFIG_KEY
+from jepa_lightning.weights.ours import CONFIG_KEY
 from jepa_lightning.checkpoint_io import AtomicCheckpointIO
 from jepa_lightning.loading import build
 from jepa_lightning.losses import SIGReg

@@ -15,7 +15,7 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 import jepa_lightning as jl
-from jepa_lightning.writing import CONFIG_KEY
+from jepa_lightning.weights.ours import CONFIG_KEY
 from jepa_lightning.loading import build, read
 from jepa_lightning.lars import LARS
 from jepa_lightning.masking import MaskedBatch

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import jepa_lightning as jl
-from jepa_lightning.writing import CONFIG_KEY
+from jepa_lightning.weights.ours import CONFIG_KEY
 from jepa_lightning.loading import build
 from jepa_lightning import weights
 from jepa_lightning.export.huggingface import write_huggingface

@@ -1,4 +1,4 @@
-"""The optimizer of a training that starts where another one ended."""
+"""Start a training with the optimizer state of another one."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ State = dict[str, Any]
 
 
 class OptimizerState(Callback):
-    """Gives the optimizer the moments of another training, once, when training begins.
+    """Loads the moments of another training into the optimizer, once, when training begins.
 
-    Learning rate and weight decay are set in every step by the module's schedules and are not taken over.
+    The module's schedules set learning rate and weight decay in every step, so these are not loaded.
 
     Args:
-        state: What the other optimizer's ``state_dict`` returned; or a function that makes it, or None, for a module
-            that is set up for training.
+        state: The ``state_dict`` of the other optimizer; or a function that makes it, or None, for a module that is set
+            up for training.
     """
 
     def __init__(self, state: State | Callable[[LightningModule], State | None]) -> None:
         self.state: State | Callable[[LightningModule], State | None] | None = state
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Load them, if the parameters are the same.
+        """Load the moments; under FSDP2, or from another kind of optimizer, only warn.
 
         Raises:
-            ValueError: If they are not.
+            ValueError: If the moments are of other parameters.
         """
         state, self.state = self.state, None
         if callable(state):
@@ -38,7 +38,7 @@ class OptimizerState(Callback):
             return
         (optimizer,) = trainer.optimizers
         if any(isinstance(p, DTensor) for group in optimizer.param_groups for p in group["params"]):
-            rank_zero_warn("--init_from: under FSDP2 only the networks are taken over, the optimizer starts anew")
+            rank_zero_warn("--init_from: under FSDP2 only the networks are loaded, and the optimizer starts anew")
             return
         mine = optimizer.state_dict()["param_groups"]
         theirs, ours = ([len(group["params"]) for group in groups] for groups in (state["param_groups"], mine))

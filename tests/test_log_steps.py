@@ -12,9 +12,9 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from jepa_lightning.callbacks import Monitor
+from jepa_lightning.log_steps import is_log_step
 from jepa_lightning.masking import MaskedBatch
 from jepa_lightning.methods import IJEPA
-from jepa_lightning.writing import is_written
 
 
 class Twin(Callback):
@@ -24,7 +24,7 @@ class Twin(Callback):
         self.rows: list[tuple[int, bool, bool]] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.said = is_written(trainer, batch_idx)
+        self.said = is_log_step(trainer, batch_idx)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
