@@ -102,7 +102,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def held_out(names: Sequence[str], labels: Sequence[Any], fraction: float) -> list[bool]:
     """Which samples are kept for validation: by a hash of the name, so that the choice stays when samples are added.
 
-    Of a class with two or more samples at least one is kept, and at least one is left for training.
+    Of a class with two or more samples at least one is kept, and at least one is left for training; a single one is for
+    training, unless nothing would be kept.
 
     Args:
         names: Of the samples.
@@ -123,6 +124,8 @@ def held_out(names: Sequence[str], labels: Sequence[Any], fraction: float) -> li
         members.sort(key=hashes.__getitem__)
         chosen[members[0]] = True
         chosen[members[-1]] = False  # the only one, too
+    if fraction and len(names) > 1 and not any(chosen):  # every sample is a class of its own
+        chosen[min(range(len(names)), key=hashes.__getitem__)] = True
     return chosen
 
 

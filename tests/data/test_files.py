@@ -84,6 +84,8 @@ def test_of_every_class_with_two_samples_one_is_held_out_and_one_is_not() -> Non
             assert 1 <= sum(of_class) <= 4
     assert held_out(names[:3], ["a", "b", "b"], 0.1)[0] is False  # a class of one is for training
     assert held_out(names, [0] * 40, 0.0) == [False] * 40
+    assert sum(held_out(names, list(range(40)), 0.1)) == 1  # the loss of training has something to be compared with
+    assert held_out(names[:1], [0], 0.1) == [False]
 
 
 def test_large_classes_are_held_out_by_the_hash_of_each_name_alone() -> None:
