@@ -71,7 +71,7 @@ def test_images_and_videos_train_together_from_one_file(capfd: pytest.CaptureFix
         ("--data.root=nowhere.csv", "no such list of videos: nowhere.csv (set --data.root to a file with a path and a"),
         (
             "--data.root=moved.csv",
-            "no such file: gone/b.mp4; correct the list, whose paths start from the folder it is",
+            "no such file: gone/a.mp4; correct the list, whose paths start from the folder it is",
         ),
         (
             "--data.root=videos --data.clips.fps=1 --data.clips.short=reject",

@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from jepa_lightning.data.files import check_file
 from jepa_lightning.data.frame_table import read_frame_table
 from jepa_lightning.data.pyav_video import PyAVVideo
-from jepa_lightning.data.video import Decoder, Video, VideoError, VideoInfo, check_file
+from jepa_lightning.data.video import Decoder, Video, VideoError, VideoInfo
 
 __all__ = ["Decoder", "PyAVDecoder", "TorchCodecDecoder", "Video", "VideoError", "VideoInfo", "with_timeout"]
 
@@ -37,7 +38,7 @@ class PyAVDecoder(Decoder):
 
     def open(self, path: str | Path) -> Video:
         """Open a file and find out where its frames are, without decoding any."""
-        return PyAVVideo(check_file(path), self.threads)
+        return PyAVVideo(check_file(path, VideoError), self.threads)
 
 
 class TorchCodecDecoder(Decoder):
@@ -56,7 +57,7 @@ class TorchCodecDecoder(Decoder):
 
     def open(self, path: str | Path) -> Video:
         """Open a file; torchcodec reads all of it once to know its frames."""
-        return TorchCodecVideo(check_file(path), self.threads)
+        return TorchCodecVideo(check_file(path, VideoError), self.threads)
 
 
 class TorchCodecVideo(Video):

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 from jepa_lightning.data.clips import ClipSampler
 from jepa_lightning.data.decode import PyAVDecoder
-from jepa_lightning.data.sources import EXTENSIONS, read_image
+from jepa_lightning.data.image_files import EXTENSIONS, read_image, to_rgb
 from jepa_lightning.data.video_sources import STILL_EXTENSIONS
 from jepa_lightning.preprocessing import Preprocessing
 
@@ -66,11 +66,11 @@ class Preprocess:
             if not path.is_file():
                 raise FileNotFoundError(f"no such file: {path}")
             if path.suffix.lower() in (EXTENSIONS if self.num_frames == 1 else STILL_EXTENSIONS):
-                return read_image(path)
+                return read_image(path, self.preprocessing.background)
             with PyAVDecoder().open(path) as video:
                 return video.frames(self.clips.sample(video)[0])
         if isinstance(source, Image.Image):
-            return source.convert("RGB")
+            return to_rgb(source, self.preprocessing.background)
         values = torch.from_numpy(source) if isinstance(source, np.ndarray) else source
         if not isinstance(values, Tensor) or values.dtype != torch.uint8 or values.shape[-1:] != (3,):
             found = f"{values.dtype} {list(values.shape)}" if isinstance(values, Tensor) else type(source).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import uuid
 import warnings
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from jepa_lightning import distributed
 from jepa_lightning.data.base import Classes, JEPADataModule
+from jepa_lightning.data.files import printable
 from jepa_lightning.data.sampler import Draw
 from jepa_lightning.data.sources import Label, Listing, Source, Split
 from jepa_lightning.data.transforms import Views
@@ -24,6 +26,8 @@ from jepa_lightning.masking import MaskedBatch, Sample, seeded
 from jepa_lightning.preprocessing import Preprocessing
 
 LINE = ",\n  "
+FEW = 30
+"""Held-out samples below which accuracies are warned of."""
 SHOWN = 30
 """Most files that the last message names."""
 
@@ -36,15 +40,15 @@ class Unreadable:
 
     def note(self, listing: Listing, index: int, error: Exception) -> None:
         """Add one line."""
-        line = f"{listing.key(index)}\t{listing.name(index)}\t{type(error).__name__}: {error}"
-        with self.path.open("a") as report:
-            report.write(line.replace("\n", " ") + "\n")
+        reason = printable(" ".join(f"{type(error).__name__}: {error}".split("\n")))
+        with self.path.open("a") as report:  # in JSON, for names with line breaks or bytes that are no text
+            report.write(json.dumps([listing.key(index), listing.name(index), reason]) + "\n")
 
     def reasons(self) -> dict[str, tuple[str, str]]:
         """Name and first error of each file, by its key, sorted."""
         if not self.path.exists():
             return {}
-        lines = [line.split("\t", 2) for line in self.path.read_text().splitlines()]
+        lines = [json.loads(line) for line in self.path.read_text().splitlines()]
         return dict(sorted({key: (name, reason) for key, name, reason in reversed(lines)}.items()))
 
     def names(self) -> list[str]:
@@ -157,12 +161,18 @@ class ReadingDataModule(JEPADataModule):
     @property
     def preprocessing(self) -> Preprocessing:
         """What evaluation does to a picture or a frame: the training transform says how much of it is kept."""
-        return super().preprocessing._replace(crop_pct=self.transform(self.size()).crop_pct)
+        crop_pct, background = self.transform(self.size()).crop_pct, self.source.background
+        return super().preprocessing._replace(crop_pct=crop_pct, background=background)
 
     def listing(self, split: Split) -> Listing:
         """The samples of a split, listed once."""
         if split not in self._listings:
-            self._listings[split] = self.source.split(split)
+            listing = self._listings[split] = self.source.split(split)
+            if split == "val" and 0 < len(listing) < FEW:
+                rank_zero_warn(
+                    f"only {len(listing)} held-out {self.kind}s: one of them is {1 / len(listing):.0%} of an accuracy; "
+                    "add some, or hold out a larger fraction (--data.source.holdout)"
+                )
         return self._listings[split]
 
     def prepare_data(self) -> None:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import ConcatDataset
-from tqdm import tqdm
+
+from jepa_lightning.data.files import find_files, held_out, printable
+from jepa_lightning.data.image_files import EXTENSIONS, read_image, to_rgb
+from jepa_lightning.preprocessing import WHITE
 
 Split = Literal["train", "val", "test", "all"]
 """``all`` is every sample there is, for `jepa predict`."""
 Label = int | tuple[int, ...]
 """A class index, -1 if unknown, or one for each of several labels."""
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""Names of the folders of splits, in any case."""
 
 
 class Listing(ABC):
@@ -47,7 +49,13 @@ class Listing(ABC):
 
 
 class Source(ABC):
-    """Samples in up to three splits."""
+    """Samples in up to three splits.
+
+    Attributes:
+        background: Colour behind transparent pixels of images, from 0 to 255.
+    """
+
+    background: tuple[int, int, int] = WHITE
 
     @property
     def title(self) -> str:
@@ -90,10 +98,15 @@ class ImageSource(Source):
 
 
 class Files(Listing):
-    """Files below a folder."""
+    """Files below a folder.
+
+    Attributes:
+        background: Colour behind the transparent pixels of images among them.
+    """
 
     labels: Sequence[Any]
     classes: Sequence[Any]
+    background: tuple[int, int, int] = WHITE
 
     def __init__(
         self,
@@ -107,8 +120,8 @@ class Files(Listing):
         self.label_names = label_names
 
     def name(self, index: int) -> str:
-        """Path below the root."""
-        return self.files[index]
+        """Path below the root; what no line of text can hold is escaped."""
+        return printable(self.files[index])
 
     def key(self, index: int) -> str:
         """The whole path."""
@@ -120,13 +133,7 @@ class FileImages(Files, Images):
 
     def image(self, index: int) -> Image.Image:
         """Decode the whole file, so that a truncated one fails here."""
-        return read_image(self.root / self.files[index])
-
-
-def read_image(path: Path) -> Image.Image:
-    """The image in RGB, upright."""
-    with Image.open(path) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return read_image(self.root / self.files[index], self.background)
 
 
 F = TypeVar("F", bound=Files)
@@ -139,14 +146,15 @@ class ClassFolders(Source, Generic[F]):
         root: The folder.
         holdout: Fraction kept for validation where there is no ``val`` folder; chosen by a hash of the file name, so
             that it stays the same when files are added.
+        background: Colour behind transparent pixels of images, from 0 to 255; white unless set.
     """
 
     kind: ClassVar[str]
     extensions: ClassVar[set[str]]
     listing: type[F]
 
-    def __init__(self, root: str, holdout: float = 0.1) -> None:
-        self.root, self.holdout = Path(root).expanduser(), holdout
+    def __init__(self, root: str, holdout: float = 0.1, background: tuple[int, int, int] = WHITE) -> None:
+        self.root, self.holdout, self.background = Path(root).expanduser(), holdout, background
 
     @property
     def title(self) -> str:
@@ -158,47 +166,69 @@ class ClassFolders(Source, Generic[F]):
 
         Raises:
             FileNotFoundError: No such folder, no files of this kind in it, or no such split.
+            ValueError: If two folders could be a split.
         """
         if not self.root.is_dir():
             raise FileNotFoundError(f"no such folder: {self.root} (set --data.root to a folder of {self.kind}s)")
+        folders = self._split_folders()
         if split == "all":
-            return self._scan(self.root)
-        if (self.root / "train").is_dir():
-            return self._named_split(split)
+            return self._everything(folders)
+        if folders:
+            return self._named_split(split, folders)
         if split == "test":
             raise FileNotFoundError(f"{self.root} has no test split: add a folder {self.root / 'test'}")
-        found = self._scan(self.root)
-        chosen = [i for i, out in enumerate(held_out(found.files, self.holdout)) if out == (split == "val")]
-        return self.listing(
-            found.root, [found.files[i] for i in chosen], [found.labels[i] for i in chosen], found.classes
-        )
+        files = self._files(self.root)
+        tops = [_top(name) for name in files]
+        held = held_out(files, tops, self.holdout)
+        chosen = [i for i, out in enumerate(held) if out == (split == "val")]
+        classes = sorted(set(tops) - {""})
+        return self._list(self.root, [files[i] for i in chosen], [tops[i] for i in chosen], classes)
 
-    def _named_split(self, split: Split) -> F:
-        if not (self.root / split).is_dir():
+    def _split_folders(self) -> dict[str, Path]:
+        """The folders of the splits, in any case of their names; one alone is a split only if it is for training."""
+        found: dict[str, Path] = {}
+        for folder in sorted(path for path in self.root.iterdir() if path.name.lower() in SPLIT_NAMES):
+            split = SPLIT_NAMES[folder.name.lower()]
+            if folder.is_dir() and (other := found.setdefault(split, folder)) != folder:
+                raise ValueError(f"{other} and {folder} could both be the {split} split: rename one of them")
+        return found if "train" in found or len(found) > 1 else {}
+
+    def _named_split(self, split: Split, folders: dict[str, Path]) -> F:
+        if split not in folders:
             raise FileNotFoundError(f"{self.root} has no {split} split: add a folder {self.root / split}")
-        found = self._scan(self.root / split)
-        if split != "train":  # a class that only training has must not shift the labels
-            classes = list(self._scan(self.root / "train").classes)
-            unknown = sorted(set(found.classes) - set(classes))
-            if unknown:
-                raise FileNotFoundError(f"{self.root / split} has classes that {self.root / 'train'} lacks: {unknown}")
-            labels = [classes.index(found.classes[k]) if k >= 0 else -1 for k in found.labels]
-            return self.listing(found.root, found.files, labels, classes)
-        return found
+        files, train = self._files(folders[split]), folders.get("train", folders[split])
+        tops = [_top(name) for name in files]
+        # A class that only training has must not shift the labels.
+        classes = sorted({_top(name) for name in (files if split == "train" else self._files(train))} - {""})
+        if unknown := sorted(set(tops) - {"", *classes}):
+            raise FileNotFoundError(f"{folders[split]} has classes that {train} lacks: {unknown}")
+        return self._list(folders[split], files, tops, classes)
 
-    def _scan(self, folder: Path) -> F:
-        files = []
-        for path, _, names in tqdm(os.walk(folder), desc=f"Listing {folder}", unit=" folders", delay=2, disable=None):
-            below = Path(path).relative_to(folder)
-            files += [(below / name).as_posix() for name in names if Path(name).suffix.lower() in self.extensions]
-        files.sort()
+    def _everything(self, folders: dict[str, Path]) -> F:
+        """All files below the root; where splits have folders, classes are those within them, training's first."""
+        files, names = self._files(self.root), {folder.name: split for split, folder in folders.items()}
+        tops = [_top(name.partition("/")[2] if names.get(_top(name)) else "" if names else name) for name in files]
+        trained = {top for name, top in zip(files, tops, strict=True) if names.get(_top(name), "train") == "train"}
+        classes = [*sorted(trained - {""}), *sorted({*tops} - trained - {""})]
+        return self._list(self.root, files, tops, classes)
+
+    def _files(self, folder: Path) -> list[str]:
+        files = find_files(folder, self.extensions)
         if not files:
             looked_for = ", ".join(sorted(self.extensions))
             raise FileNotFoundError(f"no {self.kind} files in {folder} (looked for {looked_for})")
-        tops = [name.split("/")[0] if "/" in name else "" for name in files]
-        classes = sorted(set(tops) - {""})
+        return files
+
+    def _list(self, folder: Path, files: Sequence[str], tops: Sequence[str], classes: Sequence[str]) -> F:
         number = {name: index for index, name in enumerate(classes)}
-        return self.listing(folder, files, [number.get(top, -1) for top in tops], classes)
+        listing = self.listing(folder, files, [number.get(top, -1) for top in tops], [printable(c) for c in classes])
+        listing.background = self.background
+        return listing
+
+
+def _top(name: str) -> str:
+    """The first folder of a path, which is the class; empty for a file without one."""
+    return name.partition("/")[0] if "/" in name else ""
 
 
 class Folder(ClassFolders[FileImages], ImageSource):
@@ -211,6 +241,7 @@ class Folder(ClassFolders[FileImages], ImageSource):
         root: The folder.
         holdout: Fraction kept for validation where there is no ``val`` folder; chosen by a hash of the file name, so
             that it stays the same when files are added.
+        background: Colour behind transparent pixels, from 0 to 255; white unless set.
     """
 
     kind = "image"
@@ -229,7 +260,7 @@ class TorchvisionImages(Images):
 
     def image(self, index: int) -> Image.Image:
         """The image in RGB."""
-        return self.dataset[self.indices[index]][0].convert("RGB")
+        return to_rgb(self.dataset[self.indices[index]][0])
 
     def name(self, index: int) -> str:
         """``CIFAR10/test/123``."""
@@ -277,8 +308,10 @@ class Torchvision(ImageSource):
         labels = _labels(dataset)
         chosen = list(range(len(labels)))
         if split in ("train", "val"):
-            held_out = [_fraction(str(i)) < 0.1 and labels[i] >= 0 for i in chosen]
-            chosen = [i for i in chosen if held_out[i] == (split == "val")]
+            known = [i for i in chosen if labels[i] >= 0]
+            held = held_out([str(i) for i in known], [labels[i] for i in known], 0.1)
+            kept = {i for i, out in zip(known, held, strict=True) if out}
+            chosen = [i for i in chosen if (i in kept) == (split == "val")]
         names = getattr(dataset, "classes", None) or range(max(labels) + 1)
         if split == "all":
             test = self._open("test")
@@ -317,16 +350,3 @@ def _labels(dataset: Any) -> list[int]:
     if hasattr(dataset, "_samples"):
         return [int(label) for _, label in dataset._samples]
     return [int(dataset[i][1]) for i in range(len(dataset))]
-
-
-def held_out(names: Sequence[str], fraction: float) -> list[bool]:
-    """Which of the names are kept for validation: as many as ``fraction`` says, but of two or more at least one."""
-    chosen = [_fraction(name) < fraction for name in names]
-    if all(chosen) or not any(chosen):  # so few names that none or all were chosen
-        chosen = [len(names) > 1 and position == 0 for position in range(len(names))]
-    return chosen
-
-
-def _fraction(name: str) -> float:
-    """A number in [0, 1) that follows from the name."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "little") / 2.0**48

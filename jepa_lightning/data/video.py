@@ -81,17 +81,3 @@ class Decoder(ABC):
             FileNotFoundError: If there is no such file.
             VideoError: If it is empty, or no video.
         """
-
-
-def check_file(path: str | Path) -> str:
-    """The path as a string, if there is something to read.
-
-    Raises:
-        VideoError: If it is a folder or an empty file.
-    """
-    file = Path(path)
-    if file.is_dir():
-        raise VideoError(f"{path} is a folder: give a video file")
-    if file.is_file() and file.stat().st_size == 0:
-        raise VideoError(f"{path} is empty (0 bytes): remove or replace it")
-    return str(path)

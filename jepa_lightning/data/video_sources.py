@@ -15,19 +15,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from jepa_lightning.data.files import held_out
+from jepa_lightning.data.image_files import EXTENSIONS, read_image, to_rgb
 from jepa_lightning.data.sampler import Shares
-from jepa_lightning.data.sources import (
-    EXTENSIONS,
-    ClassFolders,
-    Files,
-    Images,
-    ImageSource,
-    Listing,
-    Source,
-    Split,
-    held_out,
-    read_image,
-)
+from jepa_lightning.data.sources import ClassFolders, Files, Images, ImageSource, Listing, Source, Split
 from jepa_lightning.data.video import Decoder, Video, VideoInfo
 
 VIDEO_EXTENSIONS = {
@@ -70,7 +61,7 @@ class Still(Video):
     """An image as a video: whichever frame is asked for, it is the image."""
 
     def __init__(self, image: Image.Image) -> None:
-        self.pixels = torch.from_numpy(np.array(image.convert("RGB")))
+        self.pixels = torch.from_numpy(np.array(to_rgb(image)))
         self.info = VideoInfo(frames=1, fps=1.0, duration=1.0, height=image.height, width=image.width)
 
     def times(self) -> Float[np.ndarray, " frames"]:
@@ -88,7 +79,9 @@ class FileVideos(Files, Videos):
     def open(self, index: int, decoder: Decoder) -> Video:
         """Open the file."""
         path = self.root / self.files[index]
-        return Still(read_image(path)) if path.suffix.lower() in STILL_EXTENSIONS else decoder.open(path)
+        if path.suffix.lower() in STILL_EXTENSIONS:
+            return Still(read_image(path, self.background))
+        return decoder.open(path)
 
 
 class ListedVideos(FileVideos):
@@ -112,6 +105,7 @@ class VideoFolder(ClassFolders[FileVideos], VideoSource):
         root: The folder.
         holdout: Fraction kept for validation where there is no ``val`` folder; chosen by a hash of the file name, so
             that it stays the same when files are added.
+        background: Colour behind transparent pixels of images, from 0 to 255; white unless set.
     """
 
     kind = "video"
@@ -162,7 +156,7 @@ class VideoList(VideoSource):
         if split == "test":
             raise FileNotFoundError("there is no list of test videos: set --data.source.test")
         entries = self._entries("train")
-        held = held_out([entry.name for entry in entries], self.holdout)
+        held = held_out([entry.name for entry in entries], [entry.label for entry in entries], self.holdout)
         return self._videos([entry for entry, out in zip(entries, held, strict=True) if out == (split == "val")])
 
     def _entries(self, split: str) -> list[Entry]:
@@ -225,7 +219,8 @@ def read_list(path: Path) -> list[Entry]:
         except ValueError as error:
             raise ValueError(f"{path} is no array of strings: save np.array(paths, dtype=str)") from error
         return [Entry(path.parent, name) for name in names]
-    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    # Lines end with a line feed: other line breaks may be in names, and bytes that are no UTF-8.
+    lines = path.read_bytes().decode("utf-8-sig", "surrogateescape").split("\n")
     return [
         Entry(path.parent, *_parse(line.strip(), f"{path}, line {number}"))
         for number, line in enumerate(lines, 1)

@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from jepa_lightning.data import JEPADataModule
+from jepa_lightning.data.image_files import read_image
 from jepa_lightning.data.preprocess import Preprocess
 from jepa_lightning.data.video_sources import STILL_EXTENSIONS, VIDEO_EXTENSIONS
 from jepa_lightning.explore.subject import Pixels
 from jepa_lightning.models import Encoder
 from jepa_lightning.preprocessing import Preprocessing
-
-MAX_PIXELS = 50_000_000
-"""Of an image that is dropped in; a larger one would need gigabytes."""
 
 
 class Item(NamedTuple):
@@ -90,23 +87,10 @@ def dropped(name: str, content: bytes, encoder: Encoder) -> Item:
                 path.write_bytes(content)
                 clip = preprocess(path)
         else:
-            clip = preprocess(_image(content))
+            clip = preprocess(read_image(io.BytesIO(content)))
     except Exception as error:  # decoders raise whatever they like
         known = ", ".join(sorted(STILL_EXTENSIONS | VIDEO_EXTENSIONS))
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{name} cannot be read as an image or a video ({reason}): drop one of {known}") from error
     clip = clip.unsqueeze(1) if clip.ndim == 3 else clip
     return Item((clip.clamp(0, 1) * 255).round().to(torch.uint8), name)
-
-
-def _image(content: bytes) -> Image.Image:
-    """Refuses what would fill the memory, before anything is decoded."""
-    try:
-        image = Image.open(io.BytesIO(content))
-    except UnidentifiedImageError as error:  # whose own words name an object in memory
-        raise ValueError("no known format") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"too many pixels: at most {MAX_PIXELS // 10**6} million") from error
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"too many pixels, {image.width} x {image.height}: at most {MAX_PIXELS // 10**6} million")
-    return ImageOps.exif_transpose(image).convert("RGB")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import shutil
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,36 @@ def test_a_damaged_file_is_replaced_named_and_counted(image_folder: Path, tmp_pa
     assert int((kept < 0).sum()) == 3  # evaluation leaves them out in place of counting another image twice
     with pytest.warns(UserWarning, match="3 files could not be decoded and were skipped: class0/"):
         data.teardown("fit")
+
+
+def test_a_damaged_file_with_a_strange_name_costs_one_line(image_folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    shutil.copytree(image_folder, root)
+    folder = root / "train" / "class0"
+    for name in (b"\xff.jpg", b"a\rb.jpg", "a\u2028b.jpg".encode()):
+        (folder / os.fsdecode(name)).write_text("no image")
+    os.mkfifo(folder / "pipe.jpg")
+    data = data_module(root, num_workers=2)
+    assert len(epoch(data, 0)) == 9
+    loader = data.probe_dataloader("train")
+    assert loader is not None
+    assert sum(int((batch.index < 0).sum()) for batch in loader) == 4
+    names = ["class0/\\udcff.jpg", "class0/a\\rb.jpg", "class0/a\\u2028b.jpg", "class0/pipe.jpg"]
+    assert sorted(data.unreadable()) == names
+    with pytest.warns(UserWarning, match=r"4 files could not be decoded") as told:
+        data.teardown("fit")
+    assert all(name in str(told[0].message).encode().decode() for name in names)
+
+
+def test_few_held_out_samples_are_warned_of_once(tmp_path: Path) -> None:
+    for number in range(40):
+        write_image(tmp_path / f"class{number % 8}" / f"{number}.png")
+    data = data_module(tmp_path)
+    with pytest.warns(UserWarning, match=r"only \d+ held-out images: one of them is \d+% of an accuracy"):
+        assert set(data.listing("val").labels) == set(range(8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert data.val_dataloader()
 
 
 def test_a_folder_without_one_readable_image_is_an_error(tmp_path: Path) -> None:

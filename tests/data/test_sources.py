@@ -1,17 +1,18 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torchvision
 from PIL import Image
 
-from jepa_lightning.data import Folder, Torchvision
+from jepa_lightning.data import Folder, ImageDataModule, Torchvision
 
 
-def write_image(path: Path, **options: object) -> None:
+def write_image(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (20, 10), "red").save(path, **options)
+    Image.new("RGB", (20, 10), "red").save(path)
 
 
 def test_missing_and_empty_folders_have_their_own_messages(tmp_path: Path) -> None:
@@ -32,6 +33,63 @@ def test_named_splits_are_read_like_imagenet(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no test split"):
         Folder(str(tmp_path)).split("test")
     assert len(Folder(str(tmp_path)).split("all")) == 3
+
+
+@pytest.mark.parametrize(
+    "names", [("Train", "Val", "TEST"), ("train", "validation", "test"), ("TRAIN", "valid", "Test")]
+)
+def test_folders_of_splits_may_be_written_in_other_ways(tmp_path: Path, names: tuple[str, str, str]) -> None:
+    for folder in names:
+        write_image(tmp_path / folder / "cat" / "1.jpg")
+        write_image(tmp_path / folder / "dog" / "2.jpg")
+    for split in ("train", "val", "test"):
+        images = Folder(str(tmp_path)).split(split)  # type: ignore[arg-type]
+        assert (images.classes, images.labels) == (["cat", "dog"], [0, 1])
+    everything = Folder(str(tmp_path)).split("all")
+    assert (everything.classes, everything.labels) == (["cat", "dog"], [0, 1] * 3)
+    assert everything.name(0) == f"{min(names)}/cat/1.jpg"
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
+    for folder in ("train", "val", "validation"):
+        write_image(tmp_path / folder / "cat" / "1.jpg")
+    with pytest.raises(ValueError, match=r"val and .*validation could both be the val split"):
+        Folder(str(tmp_path)).split("train")
+
+
+def test_all_samples_have_the_classes_within_the_splits_in_the_order_of_training(tmp_path: Path) -> None:
+    for name in ("train/b/1.jpg", "train/c/2.jpg", "val/c/3.jpg", "test/a/4.jpg", "test/5.jpg", "more/d/6.jpg"):
+        write_image(tmp_path / name)
+    images = Folder(str(tmp_path)).split("all")
+    found = {images.name(i): label for i, label in enumerate(images.labels)}
+    assert images.classes == ["b", "c", "a"]
+    assert found == {
+        "train/b/1.jpg": 0, "train/c/2.jpg": 1, "val/c/3.jpg": 1,
+        "test/a/4.jpg": 2, "test/5.jpg": -1, "more/d/6.jpg": -1,
+    }  # fmt: skip
+
+
+def test_a_class_may_be_called_like_a_split_other_than_training(tmp_path: Path) -> None:
+    for name in ("test/1.jpg", "cat/2.jpg", "cat/3.jpg", "test/4.jpg"):
+        write_image(tmp_path / name)
+    assert Folder(str(tmp_path)).split("train").classes == ["cat", "test"]
+
+
+def test_names_that_are_no_text_are_listed_read_and_escaped(tmp_path: Path) -> None:
+    for name in (b"a\rb.jpg", b"caf\xe9.jpg"):
+        write_image(tmp_path / "cat" / os.fsdecode(name))
+    images = Folder(str(tmp_path)).split("all")
+    assert [images.name(i) for i in range(2)] == ["cat/a\\rb.jpg", "cat/caf\\udce9.jpg"]
+    assert images.image(1).size == (20, 10)
+    assert len(Folder(str(tmp_path)).split("val")) == 1
+
+
+def test_the_background_of_transparent_pixels_may_be_set(tmp_path: Path) -> None:
+    Image.new("RGBA", (4, 4)).save(tmp_path / "1.png")
+    assert Folder(str(tmp_path)).split("all").image(0).getpixel((0, 0)) == (255, 255, 255)
+    data = ImageDataModule(Folder(str(tmp_path), background=(1, 2, 3)), img_size=32)
+    assert data.images("all").image(0).getpixel((0, 0)) == (1, 2, 3)
+    assert data.preprocessing.background == (1, 2, 3)
 
 
 def test_a_class_that_training_lacks_is_refused(tmp_path: Path) -> None:
@@ -61,16 +119,6 @@ def test_one_image_is_for_training(tmp_path: Path) -> None:
     write_image(tmp_path / "0.jpg")
     assert len(Folder(str(tmp_path)).split("train")) == 1
     assert len(Folder(str(tmp_path)).split("val")) == 0
-
-
-def test_images_are_turned_upright_and_made_rgb(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotated by a quarter
-    write_image(tmp_path / "rotated.jpg", exif=exif)
-    Image.new("L", (20, 10)).save(tmp_path / "zgrey.png")
-    images = Folder(str(tmp_path)).split("all")
-    assert images.image(0).size == (10, 20)
-    assert images.image(1).mode == "RGB"
 
 
 def test_unknown_torchvision_sets_are_refused(tmp_path: Path) -> None:

@@ -139,6 +139,16 @@ def test_an_array_of_paths_is_a_list_without_labels(tmp_path: Path) -> None:
         VideoList(str(tmp_path / "bad.npy")).split("train")
 
 
+def test_only_a_line_feed_ends_a_line_of_a_list_and_names_may_be_any_bytes(tmp_path: Path) -> None:
+    listed = tmp_path / "list.csv"
+    listed.write_bytes("a\u2028b.mp4 1\r\n".encode() + b"caf\xe9.mp4 2\nx\ry.mp4 0")
+    videos = VideoList(str(listed)).split("all")
+    assert [Path(name).name for name in videos.files] == ["a\u2028b.mp4", "caf\udce9.mp4", "x\ry.mp4"]
+    assert videos.labels == [1, 2, 0]
+    assert [Path(name).name for name in names(videos)] == ["a\\u2028b.mp4", "caf\\udce9.mp4", "x\\ry.mp4"]
+    assert len(VideoList(str(listed)).split("train")) == 3
+
+
 def test_several_lists_are_one_split_and_share_their_classes(tmp_path: Path) -> None:
     one, two = write(tmp_path / "one.csv", "a.mp4 0"), write(tmp_path / "deep" / "two.csv", "a.mp4 2")
     val = write(tmp_path / "val.csv", "c.mp4 4")
