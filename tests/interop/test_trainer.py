@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from jepa_lightning.checkpoint import AtomicCheckpointIO, build
 from jepa_lightning.cli import main
 from jepa_lightning.data import ImageDataModule, PretrainTransform
 from jepa_lightning.data.preprocess import Preprocess
+from jepa_lightning.evaluation import logged, read
 from jepa_lightning.interop.huggingface_writer import write_huggingface
 from jepa_lightning.interop.meta_probes import MetaProbeIO
 from jepa_lightning.interop.meta_training import MetaCheckpointIO
@@ -82,8 +82,9 @@ def test_validate_probes_the_encoder_of_a_file_of_metas(
         ]
     )
     assert "linear probe top-1 (%)" in capfd.readouterr().out
-    written = json.loads(Path("runs/ijepa/version_0/validation.json").read_text())
-    assert set(written["scores"][meta]) == {"linear_top1", "knn_top1", "rankme"}
+    written = read(Path("runs/ijepa/version_0/validation.json"))
+    assert {result.encoder for result in written.results} == {meta}
+    assert set(logged(written.results)) == {"linear_top1", "knn_top1", "rankme"}
     config = yaml.safe_load(Path("runs/ijepa/version_0/config.yaml").read_text())
     assert config["model"]["class_path"].endswith("PretrainedEncoder")
     assert config["model"]["init_args"]["checkpoint"] == meta
