@@ -20,6 +20,7 @@ from jepa_lightning.evaluation.protocols import HELD_BACK, Protocols, Splits, sp
 from jepa_lightning.evaluation.provenance import commit, hardware, software
 from jepa_lightning.evaluation.report import Report, written_now
 from jepa_lightning.evaluation.results import merged
+from jepa_lightning.evaluation.table import SPLITS
 from jepa_lightning.finding import find_checkpoint, find_config, option_values
 from jepa_lightning.messages import JepaParser
 from jepa_lightning.models import Encoder
@@ -218,7 +219,9 @@ def _parser(section: dict[str, Any] | None) -> JepaParser:
     parser.add_class_arguments(Protocols)
     parser.add_subclass_arguments(JEPADataModule, "data", required=False)
     if section is not None:
-        parser.set_defaults({"data": section})
+        named = JepaParser(prog="jepa evaluate")  # defaults need the full names of classes
+        named.add_subclass_arguments(JEPADataModule, "data")
+        parser.set_defaults({"data": named.parse_object({"data": section}).data.as_dict()})
     return parser
 
 
@@ -240,7 +243,7 @@ def _sentences(chosen: Evaluation, protocols: Protocols, chosen_on_val: bool) ->
     return [
         f"Features: tokens of the {chosen.branch} encoder, {AveragePool(chosen.blocks)}, averaged; no augmentation; "
         f"{samples} of the training split.",
-        f"Reported: the {chosen.split} split, on which nothing was chosen. Chosen, where there are several values, on: "
+        f"Reported: the {SPLITS[chosen.split]}, on which nothing was chosen. Chosen, where there are several values, on: "
         f"{place}{again}.",
         *protocols.sentences(),
         "Random initialisation: the same encoder before training. Raw pixels: averaged to 16 x 16, of clips to 4 "

@@ -160,6 +160,38 @@ def test_the_untrained_encoder_and_the_pixels_stand_beside_it_with_their_own_fea
         assert mine["values"] == [pytest.approx(rows.accuracy(logistic(decay), True, "test"), abs=1e-12)], name
 
 
+# ---------------------------------------------------------------------- the same number everywhere
+
+
+def by_encoder(path: Path) -> dict[tuple[str, str], tuple[float, ...]]:
+    return {(result.encoder, result.protocol): result.values for result in read(path).results}
+
+
+def test_a_running_training_validate_and_evaluate_give_the_same_numbers(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ["--config=ijepa.yaml", f"--data.root={digits}", "--data.num_workers=0"]
+    tiny = ["--data.masks.min_keep=1", "--model.encoder.img_size=32", "--model.encoder.embed_dim=32"]
+    tiny += ["--model.encoder.depth=1", "--model.encoder.num_heads=2", "--model.predictor.embed_dim=16"]
+    tiny += ["--model.predictor.depth=1", "--pictures.every_n_epochs=0", "--maps.count=0", "--trainer.accelerator=cpu"]
+    main(["fit", *data, *tiny, "--trainer.max_epochs=1", "--model.lr.warmup_epochs=0"])
+    last = "--ckpt_path=runs/ijepa/version_0/checkpoints/last.ckpt"
+    main(["validate", *data, *tiny, last])
+    fixed = ["--k=[20]", "--temperature=[0.07]", "--weight_decay=[1e-3]", "--shots=[]", "--fractions=[]"]
+    main(["evaluate", *data, last, *fixed, "--out=evaluated", "--device=cpu"])
+    trained, validated = (by_encoder(Path(f"runs/ijepa/version_{n}/validation.json")) for n in (0, 1))
+    evaluated = by_encoder(Path("evaluated/report.json"))
+    assert {encoder for encoder, _ in validated} == {"random initialisation", "trained"}
+    assert len(validated) == 6
+    for key, values in validated.items():
+        assert trained[key] == pytest.approx(values, rel=1e-5 if key[1] == "RankMe" else 0), key
+        assert evaluated[key] == pytest.approx(values, rel=1e-5 if key[1] == "RankMe" else 0), key
+    assert validated["trained", "RankMe"] != validated["random initialisation", "RankMe"]
+    shown = capsys.readouterr().out
+    assert shown.count(f"{digits.name} (Folder), validation split, n = 150; fitted on 300 training samples") == 3
+
+
 # ---------------------------------------------------------------------- the report
 
 
