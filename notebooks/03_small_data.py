@@ -11,7 +11,6 @@
 # %%
 import csv
 import io
-import json
 import tempfile
 from contextlib import chdir, redirect_stderr
 from pathlib import Path
@@ -24,6 +23,7 @@ import jepa_lightning as jl
 from jepa_lightning.callbacks.pictures import pca_rgb
 from jepa_lightning.cli import main
 from jepa_lightning.data import CleanTransform, DigitScenes, ImageDataModule
+from jepa_lightning.evaluation import logged, read
 
 plt.rcParams.update({"figure.dpi": 80, "image.interpolation": "nearest"})
 
@@ -165,7 +165,9 @@ _ = axes[0].legend()
 
 # %%
 for run, folder in runs.items():
-    for name, scores in json.loads((folder / "validation.json").read_text())["scores"].items():
+    results = read(folder / "validation.json").results
+    for name in dict.fromkeys(result.encoder for result in results):
+        scores = logged([result for result in results if result.encoder == name])
         print(f"{run:13} {name:22}", {metric: round(value, 3) for metric, value in scores.items()})
 
 # %% [markdown]

@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import jepa_lightning as jl
 from jepa_lightning.cli import main
+from jepa_lightning.evaluation import logged, read
 
 TINY = [
     "--config=ijepa.yaml", "--model.encoder.img_size=32", "--model.encoder.embed_dim=32", "--model.encoder.depth=1",
@@ -72,12 +73,22 @@ def run(finished_run: tuple[Path, str]) -> str:
     return finished_run[1]
 
 
-def test_fit_leaves_everything_that_a_person_looks_for(run: str) -> None:
+def scores_in(folder: Path) -> dict[str, dict[str, float]]:
+    """What the probe found, by encoder and log name."""
+    results = read(folder / "validation.json").results
+    encoders = dict.fromkeys(result.encoder for result in results)
+    return {name: logged([result for result in results if result.encoder == name]) for name in encoders}
+
+
+def test_fit_leaves_everything_that_a_person_looks_for(run: str, image_folder: Path) -> None:
     folder = Path("runs/ijepa/version_0")
     assert "random initialisation  trained" in run
     assert "linear probe top-1 (%)" in run
-    scores = json.loads((folder / "validation.json").read_text())["scores"]
+    assert f"{image_folder.name} (Folder), validation split, n = " in run
+    scores = scores_in(folder)
+    assert list(scores) == ["random initialisation", "trained"]
     assert set(scores["trained"]) == {"linear_top1", "knn_top1", "rankme"}
+    assert (folder / "validation.md").is_file()
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["class_path"].endswith("IJEPA")
     assert len(list((folder / "pictures").glob("step_*.png"))) == 1
@@ -123,14 +134,14 @@ def test_a_checkpoint_rebuilds_its_module(run: str, image_folder: Path) -> None:
 def test_validate_and_test_repeat_the_numbers_of_the_training(
     run: str, image_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    trained = json.loads(Path("runs/ijepa/version_0/validation.json").read_text())["scores"]
+    trained = scores_in(Path("runs/ijepa/version_0"))
     main(["validate", *TINY, f"--data.root={image_folder}", "--ckpt_path=last.ckpt"])
     assert "linear probe top-1 (%)" in capfd.readouterr().out
-    again = json.loads(Path("runs/ijepa/version_1/validation.json").read_text())
-    assert again["scores"] == {
+    folder = Path("runs/ijepa/version_1")
+    assert scores_in(folder) == {
         name: pytest.approx(values, abs=1e-6) for name, values in trained.items()
     }  # also the baseline: built from the seed, not read from the checkpoint
-    assert again["checkpoint"].endswith("last.ckpt")
+    assert read(folder / "validation.json").about["checkpoint"].endswith("last.ckpt")
     assert "no test split" in failing(["test", *TINY, f"--data.root={image_folder}", "--ckpt_path=last.ckpt"], capfd)
 
 
@@ -292,10 +303,11 @@ def test_a_probe_is_trained_on_the_newest_pretraining_and_validated(
         main(["fit", *few])
     assert "--model.checkpoint last.ckpt: the newest is runs/ijepa/version_0/checkpoints/last.ckpt" in caplog.text
     folder, shown = Path("runs/attentive_probe/version_0"), capfd.readouterr().out
-    heads = json.loads((folder / "heads_validation.json").read_text())
-    assert [head["lr"] for head in heads["heads"]] == [1e-3, 1e-2, 1e-1]
+    found = read(folder / "heads_validation.json")
+    assert [head.chosen["lr"] for head in found.heads] == [1e-3, 1e-2, 1e-1]
     assert shown.count("best in validation") == 1
-    assert ("of the grid: a" in shown) == (heads["best"] != 1)  # at an edge of the three learning rates
+    (best,) = found.results
+    assert ("of the grid: a" in shown) == (best.chosen["lr"] != 1e-2)  # at an edge of the three learning rates
     assert f"written to {folder / 'heads_validation.json'}" in shown
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     events = EventAccumulator(str(folder)).Reload()
@@ -308,10 +320,10 @@ def test_a_probe_is_trained_on_the_newest_pretraining_and_validated(
     assert "--model.checkpoint last.ckpt: the newest is runs/ijepa/version_0/" in caplog.text
     assert "--ckpt_path last.ckpt: the newest is runs/attentive_probe/version_0/" in caplog.text
     assert "top-1" in capfd.readouterr().out
-    again = json.loads(Path("runs/attentive_probe/version_1/heads_validation.json").read_text())
-    assert (again["heads"], again["best"]) == (heads["heads"], heads["best"])
-    assert again["checkpoint"].endswith("attentive_probe/version_0/checkpoints/last.ckpt")
-    assert again["encoder"].endswith("ijepa/version_0/checkpoints/last.ckpt")
+    again = read(Path("runs/attentive_probe/version_1/heads_validation.json"))
+    assert (again.heads, again.results) == (found.heads, found.results)
+    assert again.about["checkpoint"].endswith("attentive_probe/version_0/checkpoints/last.ckpt")
+    assert again.about["encoder"].endswith("ijepa/version_0/checkpoints/last.ckpt")
 
 
 def test_a_probe_is_not_read_with_the_encoder_of_another_pretraining(

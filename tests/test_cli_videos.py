@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from textwrap import dedent
 
@@ -13,6 +12,7 @@ import yaml
 
 from jepa_lightning.cli import main
 from jepa_lightning.data.moving_digits import write_video
+from jepa_lightning.evaluation import logged, read
 
 TINY = [
     "fit", "--config=vjepa2.yaml", "--model.encoder.embed_dim=24", "--model.encoder.depth=1",
@@ -59,8 +59,8 @@ def test_images_and_videos_train_together_from_one_file(capfd: pytest.CaptureFix
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == (6 + 34) // 4
     sources = yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]["source"]["init_args"]["sources"]
     assert [source["class_path"].split(".")[-1] for source in sources] == ["VideoFolder", "StillImages"]
-    scores = json.loads((run / "validation.json").read_text())["scores"]["trained"]
-    share = 6 * scores["linear_top1"]  # of two videos and four images
+    results = read(run / "validation.json").results
+    share = 6 * logged([r for r in results if r.encoder == "trained"])["linear_top1"]  # of two videos and four images
     assert share == pytest.approx(round(share), abs=1e-5)
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from jepa_lightning.checkpoint_io import AtomicCheckpointIO
 from jepa_lightning.loading import build
 from jepa_lightning.cli import main
 from jepa_lightning.data.moving_digits import write_video
+from jepa_lightning.evaluation import read
 
 SCRIPT = Path(__file__).parent / "distributed_run.py"
 LOSSES = Path(__file__).parent / "distributed_losses.py"
@@ -214,8 +214,8 @@ def test_the_command_line_trains_heads_on_videos_in_two_processes_and_goes_on_in
         assert result.stdout.count("best in validation") == 1
 
     def top1(version: int) -> list[float]:
-        path = tmp_path / f"runs/attentive_probe/version_{version}/heads_validation.json"
-        return [head["top1"] for head in json.loads(path.read_text())["heads"]]
+        heads = read(tmp_path / f"runs/attentive_probe/version_{version}/heads_validation.json").heads
+        return [head.mean for head in heads]
 
     jepa("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=1")
     last = "--ckpt_path=runs/attentive_probe/version_0/checkpoints/last.ckpt"

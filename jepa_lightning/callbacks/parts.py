@@ -16,6 +16,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from jepa_lightning.evaluation.fingerprint import fingerprint
+
 LOADING = ("batch_size", "num_workers", "reader")
 """Options of a data module that change nothing in what is computed."""
 
@@ -89,16 +91,11 @@ def digest_of(network: nn.Module, names: Sequence[str], config: str = "") -> str
     """Tells one computation from another: weights, samples, and the options of model and data.
 
     Args:
-        network: What computes; a few numbers of each of its tensors are taken.
+        network: What computes, by its fingerprint.
         names: Of all samples.
         config: The resolved configuration as YAML, if there is one.
     """
-    digest = hashlib.blake2b(digest_size=12)
-    for name, value in network.state_dict().items():
-        if type(value) is Tensor:
-            digest.update(f"{name} {tuple(value.shape)}".encode())
-            digest.update(value.flatten()[:64].float().cpu().numpy().tobytes())
-    digest.update("\n".join(names).encode())
+    digest = hashlib.blake2b("\n".join([fingerprint(network), *names]).encode(), digest_size=12)
     sections = yaml.safe_load(config) if config else {}
     data = dict((sections.get("data") or {}).get("init_args") or {})
     for option in LOADING:

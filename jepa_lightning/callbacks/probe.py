@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
 from torch import Tensor, nn
 
 from jepa_lightning.callbacks.observer import dry_run
-from jepa_lightning.evaluation import extract, score, table
-from jepa_lightning.evaluation.report import Scores
+from jepa_lightning.evaluation import Protocols, Report, Result, logged
+from jepa_lightning.evaluation.features import features_of
+from jepa_lightning.evaluation.protocols import split_features
+from jepa_lightning.evaluation.results import LOGGED
+
+UNTRAINED = "random initialisation"
 
 
 class Probe(Callback):
     """Linear probe, k-NN and RankMe of the frozen target encoder: `val/linear_top1`, `val/knn_top1`, `val/rankme`.
 
-    The classifiers are fitted on the clean training split and scored on the held-out split, with mean-pooled tokens.
-    The same numbers of the encoder as it was initialised are logged once as `init/...`: an encoder that learned
-    nothing has these. With several labels a sample, `val/linear_top1` is the mean and `val/linear_top1_NAME` the score
-    of each. `jepa validate` and `jepa test` also print a table and write it as JSON. An encoder that is not trained (an
-    AttentiveProbe's) has no baseline, is scored once, and called what its module's ``title`` says.
+    Logistic regression and nearest neighbours are fitted on the clean training split and scored on the held-out split,
+    with mean-pooled tokens and fixed settings: the numbers of `jepa evaluate` with one value of each. The same numbers
+    of the encoder as it was initialised are logged once as `init/...`: an encoder that learned nothing has these. With
+    several labels a sample, `val/linear_top1` is the mean and `val/linear_top1_NAME` the score of each. An encoder that
+    is not trained (an AttentiveProbe's) has no baseline, is scored once, and is called by its module's ``title``. The
+    callback Report prints and writes the results.
 
     Args:
         every_n_epochs: Evaluate at the validations of every n-th epoch and at the last; 0 for never.
@@ -34,10 +37,13 @@ class Probe(Callback):
     def __init__(
         self, every_n_epochs: int = 1, max_train: int = 10_000, max_held_out: int = 10_000, k: int = 20
     ) -> None:
-        self.every_n_epochs, self.max_train, self.max_held_out, self.k = every_n_epochs, max_train, max_held_out, k
-        self.start = "random initialisation"
+        self.every_n_epochs, self.max_train, self.max_held_out = every_n_epochs, max_train, max_held_out
+        self.protocols = Protocols(k=(k,), temperature=(0.07,), weight_decay=(1e-3,), shots=(), fractions=())
+        self.start = UNTRAINED
         """What the encoder is before training; the command line changes it where training starts from a checkpoint."""
-        self.initial: Scores = {}
+        self.initial: list[Result] = []
+        self.found: list[Result] = []
+        """Results of the latest evaluation, the baseline's first."""
         self._untrained: nn.Module | None = None
         self._frozen: str | None = None
         """What an encoder that is not trained is called; None for one that is."""
@@ -46,6 +52,7 @@ class Probe(Callback):
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Keep the encoder as it was initialised, before a checkpoint is loaded into it."""
+        self.found = []
         trained = any(parameter.requires_grad for parameter in pl_module.encoder.parameters())
         self._frozen = None if trained else getattr(pl_module, "title", "frozen encoder")
         if self.every_n_epochs and stage in ("validate", "test") and not self._frozen:
@@ -55,20 +62,22 @@ class Probe(Callback):
         """Score the initial encoder; a resumed run has these numbers in its checkpoint."""
         untrained = self._frozen is not None or trainer.global_step == 0
         if self.every_n_epochs and not self.initial and untrained and not dry_run(trainer):
-            self.initial = self._scores(trainer, pl_module, pl_module.encode, "val", self._frozen or self.start)
+            self.initial = self._results(trainer, pl_module, pl_module.encode, "val", self._frozen or self.start)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Log the baseline once more in every log, so that curves can be compared with it."""
-        if not self._frozen:
-            self._log(trainer, "init", self.initial)
+        for logger in () if self._frozen else trainer.loggers:
+            values = {f"init/{name}": value for name, value in logged(self.initial).items()}
+            logger.log_metrics(values, step=trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
-        """The baseline travels in the checkpoint."""
-        return {"initial": self.initial}
+        """The baseline, for a run that goes on."""
+        return {"initial": [result._asdict() for result in self.initial]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the baseline from the checkpoint."""
-        self.initial = state_dict["initial"]
+        """Take the baseline from the checkpoint; older ones have nothing but values by their log names."""
+        initial = state_dict["initial"]
+        self.initial = _of_log(initial) if isinstance(initial, dict) else [Result(**fields) for fields in initial]
 
     # ------------------------------------------------------------------ evaluation
 
@@ -76,19 +85,18 @@ class Probe(Callback):
         """Score the target encoder as it is now."""
         if not self.every_n_epochs or trainer.sanity_checking or dry_run(trainer):
             return
-        last = trainer.max_epochs == trainer.current_epoch + 1
-        if trainer.state.fn == "fit":
-            if (trainer.current_epoch + 1) % self.every_n_epochs == 0 or last:
-                scores = self.initial  # for good, if it is not trained
-                if not self._frozen:
-                    scores = self._scores(trainer, pl_module, pl_module.encode, "val", "probing")
-                pl_module.log_dict({f"val/{name}": value for name, value in scores.items()}, sync_dist=True)
-                if last:
-                    title = self._frozen or "trained"
-                    before = {} if self._frozen else {self.start: self.initial}
-                    self._show(trainer, {**before, title: scores}, "validation")
-        else:
+        if trainer.state.fn != "fit":
             self._evaluate(trainer, pl_module, "val")
+            return
+        last = trainer.max_epochs == trainer.current_epoch + 1
+        if (trainer.current_epoch + 1) % self.every_n_epochs == 0 or last:
+            results = self.initial  # for good, if it is not trained
+            if not self._frozen:
+                results = self._results(trainer, pl_module, pl_module.encode, "val", "trained")
+            self._log(pl_module, "val", results)
+            if last:
+                before = [] if self._frozen else _completed(self.initial, results)
+                self.found = [*before, *results]
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """The same on the test split."""
@@ -96,53 +104,55 @@ class Probe(Callback):
             self._evaluate(trainer, pl_module, "test")
 
     def _evaluate(self, trainer: Trainer, pl_module: Any, split: str) -> None:
-        columns = {}
+        before: list[Result] = []
         if self._untrained is not None and trainer.ckpt_path is not None:
-            untrained = self._untrained.to(pl_module.device)
-            columns["random initialisation"] = self._scores(
-                trainer, pl_module, untrained, split, "random initialisation"
-            )
-        name = self._frozen or ("trained" if columns else "random initialisation")
-        columns[name] = self._scores(trainer, pl_module, pl_module.encode, split, name)
-        pl_module.log_dict({f"{split}/{name}": value for name, value in columns[name].items()}, sync_dist=True)
-        if len(columns) == 2:
-            scores = columns["random initialisation"]
-            pl_module.log_dict({f"init/{name}": value for name, value in scores.items()}, sync_dist=True)
-        self._show(trainer, columns, "validation" if split == "val" else "test")
+            before = self._results(trainer, pl_module, self._untrained.to(pl_module.device), split, UNTRAINED)
+            self._log(pl_module, "init", before)
+        name = self._frozen or ("trained" if before else UNTRAINED)
+        results = self._results(trainer, pl_module, pl_module.encode, split, name)
+        self._log(pl_module, split, results)
+        self.found = [*before, *results]
 
-    def _scores(
-        self,
-        trainer: Trainer,
-        pl_module: Any,
-        encode: Callable[[Tensor], Tensor],
-        split: str,
-        title: str,
-    ) -> Scores:
+    def _results(
+        self, trainer: Trainer, pl_module: Any, encode: Callable[[Tensor], Tensor], split: str, title: str
+    ) -> list[Result]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        loaders = [data.probe_dataloader("train", self.max_train), data.probe_dataloader(split, self.max_held_out)]
-        if loaders[1] is None:
-            return {}
         with trainer.precision_plugin.forward_context():
-            train, held_out = (
-                extract(encode, data.normalize, loader, pl_module.device, f"{title}: {part} features")
-                for loader, part in zip(loaders, ("training", "held-out"), strict=True)
-            )
-        return score(train, held_out, self.k, data.label_names)
+            held_out = features_of(encode, data, split, pl_module.device, title, self.max_held_out)
+            if held_out is None:
+                return []
+            train = features_of(encode, data, "train", pl_module.device, title, self.max_train)
+        splits = split_features(train, held_out)._replace(data=data.title, name=split)  # type: ignore[arg-type]
+        return self.protocols.results(splits, title, data.label_names)
 
-    # ------------------------------------------------------------------ telling
+    def _log(self, pl_module: Any, prefix: str, results: list[Result]) -> None:
+        pl_module.log_dict({f"{prefix}/{name}": value for name, value in logged(results).items()}, sync_dist=True)
 
-    def _log(self, trainer: Trainer, prefix: str, scores: Scores) -> None:
-        for logger in trainer.loggers:
-            logger.log_metrics({f"{prefix}/{name}": value for name, value in scores.items()}, step=trainer.global_step)
+    # ------------------------------------------------------------------ the report
 
-    def _show(self, trainer: Trainer, columns: dict[str, Scores], stage: str) -> None:
-        folder = trainer.log_dir  # every process asks, because Lightning broadcasts the answer
-        if not any(columns.values()) or not trainer.is_global_zero:
-            return
-        print(f"\n\n{table(columns)}\n")  # noqa: T201  # the result that was asked for
-        if folder is not None:
-            path = Path(folder) / f"{stage}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content = {"checkpoint": str(trainer.ckpt_path or ""), "step": trainer.global_step, "scores": columns}
-            path.write_text(json.dumps(content, indent=2) + "\n")
-            print(f"written to {path}")  # noqa: T201
+    def report(self) -> Report | None:
+        """What the latest evaluation found; None if there was none."""
+        if not self.found:
+            return None
+        sentences = ["Features: tokens of the target encoder, averaged, without augmentation.", "Nothing was chosen."]
+        title = f"Probes on {self.found[-1].data}"
+        return Report(title, self.found, [*sentences, *self.protocols.sentences()], {}, intervals=False)
+
+
+def _of_log(values: dict[str, float]) -> list[Result]:
+    """Results of which nothing is known but the values by log name; a mean over labels is left out."""
+    found = []
+    for protocol, name in LOGGED.items():
+        mine = {key.removeprefix(name).removeprefix("_"): v for key, v in values.items() if key.startswith(name)}
+        labels = [label for label in mine if label] or list(mine)
+        found += [Result(protocol, label, UNTRAINED, (mine[label],), 0, {}) for label in labels]
+    return found
+
+
+def _completed(initial: list[Result], results: list[Result]) -> list[Result]:
+    """The baseline of an older checkpoint with the data set and n of today's results."""
+    known = {(result.protocol, result.label): result for result in results}
+    return [
+        known[r[:2]]._replace(encoder=r.encoder, values=r.values) if not r.data and r[:2] in known else r
+        for r in initial
+    ]

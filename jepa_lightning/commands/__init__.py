@@ -29,11 +29,11 @@ COMMANDS = {
         "Look inside: attention, features, what is expected of hidden patches; a page in your browser.",
     ),
     "evaluate": Command(
-        "jepa_lightning.evaluate:main",
+        "jepa_lightning.commands.evaluate:main",
         "Nearest neighbours, logistic regression, few labels, beside the untrained encoder; writes a report.",
     ),
     "report": Command(
-        "jepa_lightning.evaluate:combine",
+        "jepa_lightning.commands.report:main",
         "Put the reports of several seeds into one: mean and 95 % interval.",
     ),
     "list": Command(

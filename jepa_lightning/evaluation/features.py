@@ -39,6 +39,30 @@ def exact(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
+def accuracy(predicted: Int[Tensor, " samples"], y: Int[Tensor, " samples"]) -> float:
+    """Fraction of the samples whose class was predicted."""
+    return float((predicted == y.to(predicted.device)).double().mean())
+
+
+def features_of(
+    encode: Callable[[Tensor], Tensor], data: Any, split: str, device: torch.device, title: str, most: int | None = None
+) -> Features | None:
+    """Features of a split of a data module, clean; None if it has no such split.
+
+    Args:
+        encode: (B, C, ...) -> (B, N, D).
+        data: A JEPADataModule.
+        split: ``train``, ``val`` or ``test``.
+        device: Where to compute.
+        title: Name of the encoder, for the progress bar.
+        most: At most that many samples, the same for every encoder.
+    """
+    loader = data.probe_dataloader(split, most)
+    if loader is None:
+        return None
+    return extract(encode, data.normalize, loader, device, f"{title}: {split} features")
+
+
 @torch.no_grad()
 def extract(
     encode: Callable[[Tensor], Tensor],

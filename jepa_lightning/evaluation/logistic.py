@@ -11,14 +11,12 @@ from jaxtyping import Float, Int
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from jepa_lightning.evaluation.features import Features, exact
+from jepa_lightning.evaluation.features import Features, accuracy, exact
 
 SAMPLES, SAMPLES_PER_NUMBER = 4096, 8
 """Of which the Hessian's blocks are taken: so many, or so many for each number of a sample if these are more."""
 LARGEST_BLOCKS = 50_000_000
 """Numbers in all blocks together (200 MB); of more, only the diagonal is used."""
-STALE = 12
-"""Conjugate gradients of one step, from which on new blocks are worth their price."""
 
 
 class LinearClassifier(NamedTuple):
@@ -88,6 +86,11 @@ def logistic_path(
     return found
 
 
+def linear_top1(train: Features, held_out: Features, weight_decay: float = 1e-3) -> float:
+    """Accuracy of logistic regression with one weight decay, in [0, 1]; see logistic_path."""
+    return accuracy(logistic_path(train, [weight_decay])[weight_decay].predict(held_out.x), held_out.y)
+
+
 def _components(x: Float[Tensor, "samples dim"]) -> Float[Tensor, "dim rank"]:
     """Principal directions; weights in any other direction stay zero."""
     wide = x.shape[1] > x.shape[0]
@@ -115,16 +118,16 @@ def _solve(
     single, weight, slope = z.float(), start, float("inf")
     squares = single.square()
     loss, p = _loss(z, y, weight, decay)
-    rounds = STALE
+    scaled, spent = _scaling(single, squares, p.float(), decay.float(), blocks=False), 0
     for _ in range(iterations):
         gradient = _residual(p, y).T @ z / len(z) + decay * weight
         slope = float(gradient.abs().max())
         if slope <= tolerance:
             break
-        if rounds >= STALE:
-            scaled = _scaling(single, squares, p.float(), decay.float())
+        if spent >= _price(single):
+            scaled, spent = _scaling(single, squares, p.float(), decay.float(), blocks=True), 0
         step, rounds = _step(single, p.float(), (gradient / slope).float(), decay.float(), scaled)
-        step = slope * step.double()
+        step, spent = slope * step.double(), spent + rounds
         along, length = float((step * gradient).sum()), 1.0
         while True:
             trial = weight + length * step
@@ -147,7 +150,7 @@ def _residual(p: Float[Tensor, "samples classes"], y: Int[Tensor, " samples"]) -
     return p.scatter_add(1, y.unsqueeze(1), p.new_full((len(y), 1), -1.0))
 
 
-def _scaling(z: Tensor, squares: Tensor, p: Tensor, decay: Tensor) -> Callable[[Tensor], Tensor]:
+def _scaling(z: Tensor, squares: Tensor, p: Tensor, decay: Tensor, blocks: bool) -> Callable[[Tensor], Tensor]:
     """What brings the Hessian near the identity: the inverse of each class's own block of it.
 
     Blocks are taken of some of the samples, more of those whose class is uncertain, and have the diagonal of all; where
@@ -157,7 +160,7 @@ def _scaling(z: Tensor, squares: Tensor, p: Tensor, decay: Tensor) -> Callable[[
     spread, numbers = p * (1 - p), z.shape[1]
     size = (spread.T @ squares / len(z) + decay).clamp_min(1e-12).sqrt()
     factors = None
-    if size.numel() * numbers <= LARGEST_BLOCKS:
+    if blocks and size.numel() * numbers <= LARGEST_BLOCKS:
         factors = torch.linalg.cholesky(_blocks(z, spread, decay))
 
     def scaled(x: Tensor) -> Tensor:
@@ -166,6 +169,12 @@ def _scaling(z: Tensor, squares: Tensor, p: Tensor, decay: Tensor) -> Callable[[
         return x - x.mean(dim=0)
 
     return scaled
+
+
+def _price(z: Float[Tensor, "samples numbers"]) -> float:
+    """What new blocks cost, in conjugate gradients: once these have cost as much, blocks are worth it."""
+    samples, numbers = z.shape
+    return (min(samples, max(SAMPLES, SAMPLES_PER_NUMBER * numbers)) * numbers + numbers**2 / 3) / (4 * samples)
 
 
 def _blocks(z: Tensor, spread: Tensor, decay: Tensor) -> Float[Tensor, "classes numbers numbers"]:

@@ -1,9 +1,9 @@
 """What is read off frozen features, and how its few numbers are chosen without a look at the split that is reported.
 
 Nearest neighbours and logistic regression learn from the whole training split, the latter also from few of its labels.
-Everything that is chosen (k, temperature, weight decay) is chosen by its accuracy on samples that are neither learned
-from nor reported on: where the validation split is reported, on a tenth of the training split, and then learned anew
-with it; where the test split is reported, on the validation split.
+What has several values (k, temperature, weight decay) is chosen by its accuracy on samples that are neither learned
+from nor reported on: where the validation split is reported, on a tenth of the training split, and then fitted again on
+all of it; where the test split is reported, on the validation split. With one value nothing is chosen.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
 
 from jepa_lightning.distributed import rank
-from jepa_lightning.evaluation.features import Features
-from jepa_lightning.evaluation.logistic import logistic_path
+from jepa_lightning.evaluation.features import Features, accuracy
+from jepa_lightning.evaluation.knn import Neighbours, knn_top1
+from jepa_lightning.evaluation.logistic import linear_top1, logistic_path
 from jepa_lightning.evaluation.low_shot import fraction, shots
-from jepa_lightning.evaluation.nearest import Neighbours
+from jepa_lightning.evaluation.results import KNN, LOGISTIC, RANKME, Result
 from jepa_lightning.masking import seeded
+from jepa_lightning.metrics import rankme
 
 Outcome = tuple[tuple[float, ...], dict[str, Any]]
 """Accuracies, and what was chosen."""
 HELD_BACK = 0.1
-"""Share of the training split on which is chosen, where nothing else may be."""
+"""Fraction of the training split held out for model selection where no other split may be used."""
 
 
 class Splits(NamedTuple):
@@ -40,25 +41,24 @@ class Splits(NamedTuple):
         fit: What the classifiers learn from that are compared on ``choose``.
         choose: Where they are compared.
         report: Where accuracy is reported.
+        data: Name of the data set.
+        name: Which split is reported: ``val`` or ``test``.
     """
 
     train: Features
     fit: Features
     choose: Features
     report: Features
+    data: str = ""
+    name: str = ""
 
-    def task(self, number: int) -> Splits:
-        """With one of several labels, and without the samples that lack it."""
-        train, fit, choose, report = (part.task(number).labelled() for part in self)
-        return Splits(train, fit, choose, report)
-
-    def labelled(self) -> Splits:
-        """Without the samples that have no label."""
-        train, fit, choose, report = (part.labelled() for part in self)
-        return Splits(train, fit, choose, report)
+    def labelled(self, task: int | None = None) -> Splits:
+        """Without the samples that have no label; with several labels those of one ``task``."""
+        parts = [(part if task is None else part.task(task)).labelled() for part in self[:4]]
+        return self._replace(train=parts[0], fit=parts[1], choose=parts[2], report=parts[3])
 
 
-def split_features(train: Features, report: Features, choose: Features | None, seed: int = 0) -> Splits:
+def split_features(train: Features, report: Features, choose: Features | None = None, seed: int = 0) -> Splits:
     """Parts for choosing: ``choose`` if there is one, otherwise a tenth of ``train`` by ``seed``."""
     if choose is not None:
         return Splits(train, train, choose, report)
@@ -67,26 +67,6 @@ def split_features(train: Features, report: Features, choose: Features | None, s
     back, rest = order[:count].sort().values, order[count:].sort().values
     fit, held_back = (Features(train.x[part], train.y[part]) for part in (rest, back))
     return Splits(train, fit, held_back, report)
-
-
-class Result(NamedTuple):
-    """One line of a report.
-
-    Attributes:
-        protocol: What was done, in words.
-        label: Which of several labels; empty for the only one.
-        encoder: Of which encoder the features are.
-        values: Accuracy in [0, 1], one for each draw or run; none if it was not possible.
-        samples: On how many samples each is measured.
-        chosen: What was chosen, and the accuracy that decided; or why nothing is there.
-    """
-
-    protocol: str
-    label: str
-    encoder: str
-    values: tuple[float, ...]
-    samples: int
-    chosen: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -98,7 +78,7 @@ class Protocols:
         temperature: Neighbours vote with exp(similarity / temperature); .inf for one vote each.
         weight_decay: Weight decays of logistic regression on standardised features (1 / (N C) of scikit-learn's C).
         shots: Labels of each class in the low-shot protocols.
-        fractions: Shares of all labels, likewise.
+        fractions: Fractions of all labels, likewise.
         seeds: Draws of few labels.
     """
 
@@ -115,48 +95,76 @@ class Protocols:
         if self.k and not self.temperature:
             raise ValueError("temperature is empty: give at least one, .inf for neighbours with one vote each")
 
-    def results(self, splits: Splits, encoder: str, label: str = "") -> list[Result]:
-        """All protocols on the features of one encoder, for one label.
+    def results(self, splits: Splits, encoder: str, label_names: Sequence[str] = ()) -> list[Result]:
+        """All protocols on the features of one encoder, for each label that has two classes or more, and RankMe.
 
         Args:
-            splits: Its features, all with labels.
-            encoder: What to call it.
-            label: What to call the label.
+            splits: The features.
+            encoder: Name of the encoder.
+            label_names: What the labels are, if a sample has several.
         """
-        work = {"nearest neighbours": self._nearest} if self.k else {}
-        if self.weight_decay:
-            work |= {"logistic regression": self._logistic, **self._low_shots()}
+        tasks = {name: splits.labelled(number) for number, name in enumerate(label_names)}
+        found = []
+        for label, task in (tasks or {"": splits.labelled()}).items():
+            if len(task.train.y.unique()) > 1 and len(task.report.y):
+                found += self._of_task(task, encoder, label)
+        effective = float(rankme(splits.report.x))
+        return [*found, Result(RANKME, "", encoder, (effective,), len(splits.report.x), {}, splits.data, splits.name)]
+
+    def _of_task(self, task: Splits, encoder: str, label: str) -> list[Result]:
+        work: dict[str, Callable[[Splits], Outcome]] = {LOGISTIC: self._logistic} if self.weight_decay else {}
+        work |= {KNN: self._nearest} if self.k else {}
+        work |= self._low_shots() if self.weight_decay else {}
         title = f"{encoder}, {label}" if label else encoder
         progress = tqdm(work.items(), desc=title, leave=False, disable=rank() > 0 or None, unit="protocol")
-        results = []
+        found = []
         for name, run in progress:
             progress.set_postfix_str(name)
-            values, chosen = run(splits)
-            results.append(Result(name, label, encoder, values, len(splits.report.y), chosen))
-        return results
+            values, chosen = run(task)
+            fitted = chosen.get("labels", len(task.train.y))
+            found.append(Result(name, label, encoder, values, len(task.report.y), chosen, task.data, task.name, fitted))
+        return found
+
+    def sentences(self) -> list[str]:
+        """How the results are made, for a report."""
+        found = []
+        if self.weight_decay:
+            decays = _listed("weight decay", self.weight_decay)
+            found.append(f"Logistic regression: standardised features, to the optimum, {decays}.")
+        if self.k:
+            numbers = f"{_listed('k', self.k)}, {_listed('temperature', self.temperature)} (inf: one vote each)"
+            found.append(f"Nearest neighbours: cosine similarity, exact, {numbers}.")
+        if self.weight_decay and (self.shots or self.fractions):
+            found.append(
+                f"Low-shot: logistic regression on {self.seeds} balanced draws (seeds 0 to {self.seeds - 1}), the same "
+                "for all encoders; one weight decay for all draws, and the choice sees more labels than the classifier."
+            )
+        return [*found, "RankMe: effective rank of the reported features."]
 
     # ------------------------------------------------------------------ one protocol each
 
     def _nearest(self, splits: Splits) -> Outcome:
-        compared = Neighbours(splits.fit, splits.choose.x, max(self.k))
-        grid = {
-            (k, temperature): _accuracy(compared.vote(k, temperature), splits.choose.y)
-            for k in self.k
-            for temperature in self.temperature
-        }
-        k, temperature = _best(grid)
-        predicted = Neighbours(splits.train, splits.report.x, k).vote(k, temperature)
-        chosen = {"k": k, "temperature": temperature, "top1_where_chosen": grid[k, temperature]}
-        return (_accuracy(predicted, splits.report.y),), chosen
+        points = [(k, temperature) for k in self.k for temperature in self.temperature]
+        decided = {}
+        if len(points) > 1:
+            compared = Neighbours(splits.fit, splits.choose.x, max(self.k))
+            grid = {point: accuracy(compared.vote(*point), splits.choose.y) for point in points}
+            points = [_best(grid)]
+            decided = {"top1_where_chosen": grid[points[0]]}
+        k, temperature = points[0]
+        return (knn_top1(splits.train, splits.report, k, temperature),), {"k": k, "temperature": temperature, **decided}
 
     def _logistic(self, splits: Splits) -> Outcome:
+        if len(self.weight_decay) == 1:
+            (decay,) = self.weight_decay
+            return (linear_top1(splits.train, splits.report, decay),), {"weight_decay": decay}
         path = logistic_path(splits.fit, self.weight_decay)
-        grid = {decay: _accuracy(c.predict(splits.choose.x), splits.choose.y) for decay, c in path.items()}
+        grid = {decay: accuracy(c.predict(splits.choose.x), splits.choose.y) for decay, c in path.items()}
         decay = _best(grid)
         same = len(splits.fit.y) == len(splits.train.y)  # nothing was held back
         classifier = path[decay] if same else logistic_path(splits.train, [decay])[decay]
         chosen = {"weight_decay": decay, "top1_where_chosen": grid[decay]}
-        return (_accuracy(classifier.predict(splits.report.x), splits.report.y),), chosen
+        return (accuracy(classifier.predict(splits.report.x), splits.report.y),), chosen
 
     def _low_shots(self) -> dict[str, Callable[[Splits], Outcome]]:
         few = {f"{n} label{'s' * (n > 1)} a class": partial(shots, count=n) for n in self.shots}
@@ -172,11 +180,11 @@ class Protocols:
             return (), {"left_out": str(error)}
         paths = [logistic_path(Features(x[few], y[few]), self.weight_decay) for few in draws]
         grid = {
-            decay: sum(_accuracy(p[decay].predict(splits.choose.x), splits.choose.y) for p in paths) / len(paths)
+            decay: sum(accuracy(p[decay].predict(splits.choose.x), splits.choose.y) for p in paths) / len(paths)
             for decay in paths[0]
         }
         decay = _best(grid)
-        values = tuple(_accuracy(path[decay].predict(splits.report.x), splits.report.y) for path in paths)
+        values = tuple(accuracy(path[decay].predict(splits.report.x), splits.report.y) for path in paths)
         return values, {"weight_decay": decay, "top1_where_chosen": grid[decay], "labels": len(draws[0])}
 
 
@@ -185,5 +193,6 @@ def _best(grid: Mapping[Any, float]) -> Any:
     return max(grid, key=lambda point: grid[point])
 
 
-def _accuracy(predicted: Int[Tensor, " samples"], y: Int[Tensor, " samples"]) -> float:
-    return float((predicted == y.to(predicted.device)).double().mean())
+def _listed(name: str, values: Sequence[float]) -> str:
+    """``k 20``, or ``k of 1, 5, 20``."""
+    return f"{name} {'of ' * (len(values) > 1)}{', '.join(f'{value:g}' for value in values)}"

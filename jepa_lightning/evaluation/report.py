@@ -1,70 +1,119 @@
-"""The frozen-encoder numbers of one encoder, and how they are shown."""
+"""`NAME.json` and `NAME.md`: every result with its interval, its settings, and where it comes from."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from jepa_lightning.evaluation.features import Features
-from jepa_lightning.evaluation.probes import knn_top1, linear_top1
-from jepa_lightning.metrics import rankme
+from jepa_lightning.evaluation.intervals import interval
+from jepa_lightning.evaluation.results import RANKME, Result
+from jepa_lightning.evaluation.table import about_intervals, choices, heading, markdown, plain, settings, table
 
-Scores = dict[str, float]
-PROBES = ("linear_top1", "knn_top1")
-TITLES = {"linear_top1": "linear probe top-1 (%)", "knn_top1": "k-NN top-1 (%)", "rankme": "RankMe"}
+SHOWN = 24
+"""Most heads that a terminal lists; of more, only those that were chosen."""
 
 
-def score(train: Features, held_out: Features, k: int, label_names: Sequence[str] = ()) -> Scores:
-    """RankMe of the held-out features and, with two classes or more, linear and k-NN top-1.
+class Report(NamedTuple):
+    """What an evaluation found; the one format that is printed and written.
 
-    With several labels, `linear_top1_NAME` of each and their mean as `linear_top1`, likewise for k-NN.
+    Attributes:
+        title: What was evaluated, one line.
+        results: Every result.
+        protocol: How they were made, a sentence each.
+        about: Commit, hardware, time and the like, by name.
+        config: The configuration, YAML text.
+        heads: Results of all alternatives that some of ``results`` were chosen from.
+        notes: What the reader should know, a sentence each.
+        intervals: Whether the table in a terminal has 95 % intervals; those in files always have.
     """
-    scores = {"rankme": float(rankme(held_out.x))}
-    if not label_names:
-        return scores | _accuracies(train, held_out, k)
-    by_label = {
-        name: _accuracies(train.task(number), held_out.task(number), k) for number, name in enumerate(label_names)
-    }
-    for probe in PROBES:
-        values = [accuracies[probe] for accuracies in by_label.values() if probe in accuracies]
-        if values:
-            scores[probe] = sum(values) / len(values)
-        scores |= {f"{probe}_{name}": found[probe] for name, found in by_label.items() if probe in found}
-    return scores
+
+    title: str
+    results: Sequence[Result]
+    protocol: Sequence[str]
+    about: Mapping[str, Any]
+    config: str = ""
+    heads: Sequence[Result] = ()
+    notes: Sequence[str] = ()
+    intervals: bool = True
+
+    def text(self) -> str:
+        """What a terminal shows."""
+        parts = [f"{heading(self.results)}\n{plain(table(self.results, self.intervals))}"]
+        if self.heads:
+            parts.append(plain(settings(self.heads if len(self.heads) <= SHOWN else self.results, self.results)))
+        return "\n\n".join([*parts, *self.notes])
+
+    def publish(self, folder: Path | None, name: str = "report") -> None:
+        """Print the tables; unless ``folder`` is None, write both files there and say so."""
+        print(f"\n\n{self.text()}\n")  # noqa: T201  # what was asked for
+        for path in [] if folder is None else self.write(folder, name):
+            print(f"written to {path}")  # noqa: T201  # where to look
+
+    def write(self, folder: Path, name: str = "report") -> list[Path]:
+        """Write ``name.json`` and ``name.md``; the paths."""
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "title": self.title,
+            "results": [_as_json(result) for result in self.results],
+            "protocol": list(self.protocol),
+            "about": dict(self.about),
+            "config": self.config,
+            "heads": [_as_json(result) for result in self.heads],
+            "notes": list(self.notes),
+        }
+        paths = [folder / f"{name}.json", folder / f"{name}.md"]
+        for path, text in zip(paths, (json.dumps(content, indent=2) + "\n", self.markdown()), strict=True):
+            path.write_text(text)
+        return paths
+
+    def markdown(self) -> str:
+        """The page for people."""
+        parts = [f"# {self.title}", heading(self.results), "Top-1 in %, with 95 % intervals."]
+        parts += [markdown(table(self.results), numbers=True), about_intervals(self.results), *self.notes]
+        parts += ["## Protocol", "\n".join(f"- {sentence}" for sentence in self.protocol)]
+        if rows := choices(self.results):
+            parts += ["## Settings", markdown(rows)]
+        if self.heads:
+            parts += ["## All heads", markdown(settings(self.heads, self.results))]
+        parts += ["## Where it comes from", markdown([["what", ""], *([k, str(v)] for k, v in self.about.items())])]
+        if self.config:
+            parts += ["## Configuration", f"```yaml\n{self.config.strip()}\n```"]
+        return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _accuracies(train: Features, held_out: Features, k: int) -> Scores:
-    train, held_out = train.labelled(), held_out.labelled()
-    if len(train.y.unique()) < 2 or not len(held_out.y):
-        return {}
-    return {"linear_top1": linear_top1(train, held_out), "knn_top1": knn_top1(train, held_out, k)}
+def read(path: Path) -> Report:
+    """A report that ``write`` wrote.
+
+    Raises:
+        ValueError: If the file is something else.
+    """
+    try:
+        content = json.loads(path.read_text())
+        results, heads = ([_from_json(entry) for entry in content[name]] for name in ("results", "heads"))
+        rest = {name: content[name] for name in ("title", "protocol", "about", "config", "notes")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no report of jepa: {error!r}. Give a file that jepa evaluate wrote") from error
+    return Report(results=results, heads=heads, **rest)
 
 
-def table(columns: Mapping[str, Scores]) -> str:
-    """Plain text, one column for each encoder."""
-    found = list(dict.fromkeys(name for scores in columns.values() for name in scores))
-    several = [probe for probe in PROBES if any(name.startswith(f"{probe}_") for name in found)]
-    names = sorted(
-        (n for n in found if n not in several), key=lambda n: [n.startswith(t) for t in TITLES], reverse=True
-    )
-    head = ["", *columns]
-    rows = [[_title(name), *[_shown(scores.get(name), name) for scores in columns.values()]] for name in names]
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = [
-        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-        for row in [head, *rows]
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+def written_now() -> str:
+    """The time, for ``about``."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def _title(name: str) -> str:
-    """``linear_top1_motion`` -> ``linear probe top-1, motion (%)``."""
-    for probe, title in TITLES.items():
-        if name.startswith(f"{probe}_"):
-            return title.replace(" (%)", f", {name.removeprefix(f'{probe}_')} (%)")
-    return TITLES[name]
+def _as_json(result: Result) -> dict[str, Any]:
+    entry: dict[str, Any] = {**result._asdict(), "values": list(result.values)}
+    entry["chosen"] = {name: "inf" if value == math.inf else value for name, value in result.chosen.items()}
+    if len(result.values) > 1 or (result.values and result.samples and result.protocol != RANKME):
+        entry["interval"] = interval(result.values, result.samples)._asdict()
+    return entry
 
 
-def _shown(value: float | None, name: str) -> str:
-    if value is None:
-        return "-"
-    return f"{100 * value:.1f}" if name.startswith(PROBES) else f"{value:.1f}"
+def _from_json(entry: dict[str, Any]) -> Result:
+    chosen = {name: math.inf if value == "inf" else value for name, value in entry["chosen"].items()}
+    fields = {name: entry[name] for name in Result._fields}
+    return Result(**{**fields, "values": tuple(entry["values"]), "chosen": chosen})

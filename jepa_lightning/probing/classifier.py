@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from jepa_lightning.distributed import gather_rows, replicate, shard, sum_over_processes, world_size
+from jepa_lightning.evaluation import Report, Result
 from jepa_lightning.masking import MaskedBatch
 from jepa_lightning.methods.base import Method
 from jepa_lightning.methods.groups import OptimizerFactory
@@ -94,12 +93,12 @@ class Classifier(Method):
         """(B, V, ...): what the heads read of each sample, V parts of it that are classified separately."""
 
     def about(self, number: int) -> dict[str, Any]:
-        """What tells a head from the others, for tables: numbers and words by name."""
+        """Settings of a head by name, for tables."""
         rate, decay = self.grid[number]
         return {"lr": rate, "weight_decay": decay}
 
     def name(self, number: int) -> str:
-        """What logs call a head."""
+        """Log name of a head."""
         rate, decay = self.grid[number]
         return f"lr{rate:g}_wd{decay:g}"
 
@@ -260,29 +259,16 @@ class Classifier(Method):
         found = self._evaluated("val")
         if found is not None and not self.trainer.sanity_checking:
             self.choose(found.accuracy)
-            self._report(found)
+            self._log_accuracy(found)
 
     def on_test_epoch_end(self) -> None:
         """Accuracy of the heads that were best in validation."""
         found = self._evaluated("test")
         if found is not None:
-            self._report(found)
-
-    def on_validation_end(self) -> None:
-        """Show the heads, in `jepa validate`."""
-        if self.trainer.state.fn != "fit":
-            self._show()
-
-    def on_test_end(self) -> None:
-        """The same."""
-        self._show()
-
-    def on_train_end(self) -> None:
-        """Show how good the heads were in the last validation."""
-        self._show()
+            self._log_accuracy(found)
 
     def _evaluated(self, stage: str) -> Found | None:
-        """Share of samples that each head has right, every sample counted once (processes may hold copies)."""
+        """Accuracy of each head, every sample counted once (processes may hold copies)."""
         none = torch.empty(0, 1 + len(self.heads) * len(self.tasks), dtype=torch.long, device=self.device)
         rows = gather_rows(torch.cat([none, *self._rows]))  # all processes, also one without a batch
         self._rows.clear()
@@ -295,7 +281,7 @@ class Classifier(Method):
         accuracy = rows[first, 1:].float().mean(dim=0).unflatten(0, (len(self.heads), len(self.tasks)))
         return Found(stage, accuracy, int(first.sum()))
 
-    def _report(self, found: Found) -> None:
+    def _log_accuracy(self, found: Found) -> None:
         stage, accuracy, best = found.stage, found.accuracy, int(cast(Tensor, self.best))
         values = {f"{stage}/top1": accuracy[best].mean()}
         if len(self.tasks) > 1:
@@ -305,16 +291,31 @@ class Classifier(Method):
         self.log_dict(values, sync_dist=True)  # the same in every process
         self.found = found
 
-    def results(self) -> list[dict[str, Any]]:
-        """Accuracy of the chosen head of each group for each label, as a report has it; empty before an evaluation."""
+    # ------------------------------------------------------------------ the report
+
+    def report(self) -> Report | None:
+        """Accuracy of the chosen head of each group, and of all heads; None before an evaluation."""
         if self.found is None:
-            return []
-        rows = []
-        for (protocol, encoder), head in zip(self.groups(), self.chosen(), strict=True):
-            for (label, _), value in zip(self.tasks, self.found.accuracy[head].tolist(), strict=True):
-                row = {"protocol": protocol, "label": label, "encoder": encoder, "values": (value,)}
-                rows.append({**row, "samples": self.found.samples, "chosen": self.about(head)})
-        return rows
+            return None
+        groups = self.groups().items()
+        results = [r for (kind, head) in zip(groups, self.chosen(), strict=True) for r in self._results(*kind[0], head)]
+        heads = [r for names, members in groups for head in members for r in self._results(*names, head)]
+        rates, notes = [rate for rate, _ in self.grid], []
+        if self.trainer.ckpt_path is None and self.global_step == 0:
+            notes = ["These heads are untrained: give --ckpt_path."]
+        elif self.found.stage == "val":
+            notes = at_the_edge(rates, rates[int(cast(Tensor, self.best))])
+        title = f"{type(self).__name__} on {self.checkpoint}"
+        return Report(title, results, self.sentences(), {}, heads=heads if len(self.heads) > 1 else (), notes=notes)
+
+    def _results(self, protocol: str, encoder: str, head: int) -> list[Result]:
+        """One for each label."""
+        found, data = cast(Found, self.found), getattr(self.trainer, "datamodule", None)
+        title = getattr(data, "title", type(data).__name__)
+        return [
+            Result(protocol, label, encoder, (value,), found.samples, self.about(head), title, found.stage)
+            for (label, _), value in zip(self.tasks, found.accuracy[head].tolist(), strict=True)
+        ]
 
     def sentences(self) -> list[str]:
         """How the results were made, for a report."""
@@ -324,63 +325,14 @@ class Classifier(Method):
             choice = "the test split; the heads are those that were best on the validation split"
         return [f"Reported: {choice}. {len(self.heads)} heads, every sample counted once."]
 
-    def _show(self) -> None:
-        """Print the accuracy of the heads, and write it beside the logs."""
-        trainer = cast(Any, self.trainer)
-        folder = trainer.log_dir  # every process asks, because Lightning broadcasts the answer
-        if self.found is None or not trainer.is_global_zero or trainer.fast_dev_run:
-            return
-        heads = [self._with_accuracy(number, row) for number, row in enumerate(self.found.accuracy.tolist())]
-        note, rates = "", [rate for rate, _ in self.grid]
-        if trainer.ckpt_path is None and self.global_step == 0:
-            note = "\nThese heads are untrained: give --ckpt_path.\n"
-        elif self.found.stage == "val":
-            note = at_the_edge(rates, rates[int(cast(Tensor, self.best))])
-        print(f"\n\n{self._table(heads)}\n{note}")  # noqa: T201  # what was asked for
-        if folder is not None:
-            path = Path(folder) / ("heads_validation.json" if self.found.stage == "val" else "heads_test.json")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content = {
-                "encoder": self.checkpoint,
-                "checkpoint": str(trainer.ckpt_path or ""),
-                "step": self.global_step or None,  # unknown outside of training
-                "best": int(cast(Tensor, self.best)),
-                "heads": heads,
-            }
-            path.write_text(json.dumps(content, indent=2) + "\n")
-            print(f"written to {path}")  # noqa: T201
 
-    def _with_accuracy(self, number: int, row: list[float]) -> dict[str, Any]:
-        accuracy = {"top1": sum(row) / len(row)}
-        if len(self.tasks) > 1:
-            accuracy |= {f"top1_{name}": value for (name, _), value in zip(self.tasks, row, strict=True)}
-        return {**self.about(number), **accuracy}
-
-    def _table(self, heads: Sequence[dict[str, Any]]) -> str:
-        """Plain text, one row for each head; where there are groups, for the chosen one of each."""
-        shown = list(range(len(heads))) if len(self.groups()) == 1 else self.chosen()
-        best = shown.index(int(cast(Tensor, self.best)))
-        rows = [[name.replace("top1", "top-1").replace("_", " ") for name in heads[0]]]
-        rows += [[_cell(name, value) for name, value in heads[number].items()] for number in shown]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-        lines[1 + best] += "  best in validation"
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def at_the_edge(rates: Sequence[float], best: float) -> str:
+def at_the_edge(rates: Sequence[float], best: float) -> list[str]:
     """A line, if the best learning rate is the highest or the lowest of several: a better one may lie beyond it."""
     if len(set(rates)) < 2 or min(rates) < best < max(rates):
-        return ""
+        return []
     there, beyond = ("highest", "higher") if best == max(rates) else ("lowest", "lower")
-    return f"\nThe best lr, {best:g}, is the {there} of the grid: a {beyond} one may be better still (--model.lr).\n"
+    return [f"The best lr, {best:g}, is the {there} of the grid: a {beyond} one may be better still (--model.lr)."]
 
 
 def _counts(tasks: Tasks) -> str:
     return ", ".join(f"{name} {count}".strip() for name, count in tasks)
-
-
-def _cell(name: str, value: Any) -> str:
-    if name.startswith("top1"):
-        return f"{100 * value:.1f} %"
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any, cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
+from jepa_lightning.evaluation.fingerprint import fingerprint
 from jepa_lightning.methods.groups import OptimizerFactory
 from jepa_lightning.models import Encoder
 from jepa_lightning.probing.classifier import Classifier, Group
@@ -44,7 +44,7 @@ class FrozenProbe(Classifier):
         optimizer: OptimizerFactory | None = None,
     ) -> None:
         super().__init__(checkpoint, encoder, grid, optimizer or partial(AdamW, lr=0.0))
-        self._fingerprint = _fingerprint(self.encoder)
+        self._fingerprint = fingerprint(self.encoder)
         self.lr_schedule = lr_schedule or WarmupCosine(start=1.0, peak=1.0, final=0.0)
         self.weight_decay_schedule = weight_decay_schedule or Constant(1.0)
         self.strict_loading = False  # a checkpoint holds no encoder; that no head is missing is checked below
@@ -142,12 +142,3 @@ def grid_of(lr: Sequence[float], weight_decay: Sequence[float]) -> list[tuple[fl
     if not grid:
         raise ValueError(f"lr {list(lr)} and weight_decay {list(weight_decay)} make no head: give one of each")
     return grid
-
-
-def _fingerprint(encoder: nn.Module) -> str:
-    """Of a few numbers of each tensor: tells one trained encoder from another."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in encoder.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten()[:64].float().cpu().numpy().tobytes())
-    return digest.hexdigest()

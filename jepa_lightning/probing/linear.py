@@ -140,10 +140,9 @@ class LinearProbe(FrozenProbe):
         return list(product(self.parts, self.norms, self.points))
 
     def about(self, number: int) -> dict[str, Any]:
-        """What tells a head from the others."""
+        """Settings of a head by name, for tables."""
         part, norm, (rate, decay) = self._order()[number]
         return {
-            "encoder": part.encoder,
             "features": part.kind,
             "batch_norm": "yes" if norm else "no",
             "lr": rate,

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import yaml
 from lightning import Trainer
+from PIL import Image
 
-from jepa_lightning.callbacks import Probe
 from jepa_lightning.weights.ours import CONFIG_KEY
 from jepa_lightning.checkpoint_io import AtomicCheckpointIO
 from jepa_lightning.loading import build
+from jepa_lightning.callbacks import Probe, Report
 from jepa_lightning.data import ImageDataModule
+from jepa_lightning.evaluation import Result, logged, read
+from jepa_lightning.masking import RandomTokens
 from jepa_lightning.probing import AttentiveProbe
 
 TrainerFactory = Callable[..., Trainer]
@@ -37,9 +40,13 @@ def attentive(tmp_path: Path) -> AttentiveProbe:
     return AttentiveProbe(str(tmp_path / "a.ckpt"), num_heads=2)
 
 
+def data_of(folder: Path) -> ImageDataModule:
+    return ImageDataModule(root=str(folder), masks=RandomTokens, batch_size=4, num_workers=0)
+
+
 @pytest.fixture
 def data(image_folder: Path) -> ImageDataModule:
-    return ImageDataModule(root=str(image_folder), masks=None, batch_size=8, num_workers=0)
+    return data_of(image_folder)
 
 
 def test_a_frozen_encoder_is_scored_once_and_not_called_random_or_trained(
@@ -50,21 +57,66 @@ def test_a_frozen_encoder_is_scored_once_and_not_called_random_or_trained(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    scored, original = [], Probe._scores
+    scored, original = [], Probe._results
 
-    def scores(probe: Probe, *arguments: Any) -> dict[str, float]:
+    def results(probe: Probe, *arguments: Any) -> list[Result]:
         scored.append(arguments[-1])
         return original(probe, *arguments)
 
-    monkeypatch.setattr(Probe, "_scores", scores)
-    trainer = quiet_trainer(max_epochs=2, callbacks=[Probe(k=3)])
+    monkeypatch.setattr(Probe, "_results", results)
+    trainer = quiet_trainer(max_epochs=2, callbacks=[Probe(k=3), Report()])
     trainer.fit(attentive, datamodule=data)
     shown = capsys.readouterr().out
     name = "frozen encoder of a.ckpt"
     assert scored == [name]
     assert not any(word in shown for word in ("random initialisation", "trained  "))
-    content = json.loads((tmp_path / "validation.json").read_text())
-    assert list(content["scores"]) == [name]
-    assert trainer.callback_metrics["val/rankme"].item() == pytest.approx(content["scores"][name]["rankme"])
-    quiet_trainer(callbacks=[Probe(k=3)]).validate(attentive, data, verbose=False)
-    assert json.loads((tmp_path / "validation.json").read_text())["scores"] == content["scores"]
+    found = read(tmp_path / "validation.json").results
+    assert {result.encoder for result in found} == {name}
+    assert trainer.callback_metrics["val/rankme"].item() == pytest.approx(logged(found)["rankme"])
+    quiet_trainer(callbacks=[Probe(k=3), Report()]).validate(attentive, data, verbose=False)
+    assert read(tmp_path / "validation.json").results == found
+
+
+def test_the_baseline_of_a_checkpoint_stands_in_the_table_with_its_name_and_data(
+    data: ImageDataModule, quiet_trainer: TrainerFactory, tmp_path: Path
+) -> None:
+    first = Probe(k=3)
+    first.start = "other.ckpt"
+    trainer = quiet_trainer(max_epochs=1, callbacks=[first])
+    trainer.fit(build(module_config()), datamodule=data)
+    assert {result.encoder for result in first.found} == {"other.ckpt", "trained"}
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    second = Probe(k=3)
+    trainer = quiet_trainer(max_epochs=2, callbacks=[second])
+    trainer.fit(build(module_config()), datamodule=data, ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert second.initial == first.initial
+    assert second.found[: len(first.initial)] == first.initial
+    assert {(r.data, r.split) for r in second.found} == {(data.title, "val")}
+
+
+def test_a_checkpoint_from_before_results_had_a_data_set_keeps_its_baseline() -> None:
+    probe = Probe()
+    values = {"rankme": 3.5, "linear_top1": 0.5, "linear_top1_digit": 0.25, "linear_top1_motion": 0.75, "knn_top1": 0.1}
+    probe.load_state_dict({"initial": values})
+    assert logged(probe.initial) == values
+    assert {result.encoder for result in probe.initial} == {"random initialisation"}
+
+
+@pytest.mark.parametrize("labels", [["a", "b"], ["a"]])
+def test_every_table_and_file_names_data_split_and_numbers_of_samples(
+    labels: list[str], quiet_trainer: TrainerFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(20):
+        path = tmp_path / "mine" / ("train" if number < 14 else "val") / labels[number % len(labels)] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (12 * number, 0, 0)).save(path)
+    data = data_of(tmp_path / "mine")
+    trainer = quiet_trainer(callbacks=[Probe(k=3), Report()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one class alone
+        trainer.validate(build(module_config()), datamodule=data, verbose=False)
+    fitted = "; fitted on 14 training samples" * (len(labels) > 1)
+    assert f"mine (Folder), validation split, n = 6{fitted}\n" in capsys.readouterr().out
+    written = read(tmp_path / "validation.json")
+    assert {(r.data, r.split, r.samples) for r in written.results} == {("mine (Folder)", "val", 6)}
+    assert written.about["module"] == "IJEPA"

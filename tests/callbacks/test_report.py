@@ -11,9 +11,9 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from jepa_lightning.callbacks import Report
-from jepa_lightning.evaluation.document import read
 from jepa_lightning.evaluation.intervals import wilson
 from jepa_lightning.evaluation.provenance import commit
+from jepa_lightning.evaluation.report import read
 from jepa_lightning.masking import MaskedBatch
 from jepa_lightning.models.average_pool import AveragePool
 from jepa_lightning.probing import LinearProbe
@@ -46,15 +46,15 @@ def test_what_a_probe_reaches_is_written_with_its_origin(
 ) -> None:
     trainer = quiet_trainer(max_epochs=3, callbacks=[Report()])
     trainer.fit(probe, datamodule=Images())
-    report = read(tmp_path / "report.json")
-    assert f"written to {tmp_path / 'report.md'}" in capsys.readouterr().out
+    report = read(tmp_path / "heads_validation.json")
+    assert f"written to {tmp_path / 'heads_validation.md'}" in capsys.readouterr().out
     assert probe.found is not None
-    for result, row, head in zip(report.results, probe.results(), probe.chosen(), strict=True):
-        assert (result.protocol, result.encoder, result.samples) == ("linear probe", row["encoder"], 12)
+    for result, head in zip(report.results, probe.chosen(), strict=True):
+        assert (result.protocol, result.data, result.split, result.samples) == ("linear probe", "Images", "val", 12)
         assert result.values == (pytest.approx(float(probe.found.accuracy[head, 0])),)
         assert result.chosen["lr"] == probe.grid[head][0]
     assert [result.encoder for result in report.results] == ["trained", "random initialisation", "raw pixels"]
-    entry = json.loads((tmp_path / "report.json").read_text())["results"][0]
+    entry = json.loads((tmp_path / "heads_validation.json").read_text())["results"][0]
     assert entry["interval"]["low"] == pytest.approx(wilson(entry["values"][0], 12).low)
     assert report.about["encoder"] == probe.checkpoint
     assert report.about["steps"] == 3
@@ -68,7 +68,7 @@ def test_on_the_test_split_the_heads_of_validation_are_reported(
     probe: LinearProbe, quiet_trainer: TrainerFactory, tmp_path: Path
 ) -> None:
     quiet_trainer(callbacks=[Report()]).test(probe, Images(), verbose=False)
-    report = read(tmp_path / "report.json")
+    report = read(tmp_path / "heads_test.json")
     assert any("the heads are those that were best on the validation split" in s for s in report.protocol)
     assert report.about["time"].endswith("(test)")
 
@@ -87,4 +87,4 @@ def test_nothing_is_written_without_results_or_when_it_is_turned_off(
     report = Report(write=kind != "turned off")
     module = Nothing() if kind == "no results" else probe
     quiet_trainer(callbacks=[report], fast_dev_run=kind == "dry run").validate(module, Images(), verbose=False)
-    assert not list(tmp_path.rglob("report.*"))
+    assert not list(tmp_path.rglob("*.json"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from jepa_lightning import weights
 from jepa_lightning.commands.adopt import adopt
 from jepa_lightning.export.source import Source
 from jepa_lightning.weights import Networks, Unreadable
+from jepa_lightning.evaluation import logged, read
 from jepa_lightning.models.pooling import AttentiveClassifier
 from jepa_lightning.preprocessing import Preprocessing
 
@@ -83,8 +83,9 @@ def test_validate_probes_the_encoder_of_a_file_of_metas(
         ]
     )
     assert "linear probe top-1 (%)" in capfd.readouterr().out
-    written = json.loads(Path("runs/ijepa/version_0/validation.json").read_text())
-    assert set(written["scores"][meta]) == {"linear_top1", "knn_top1", "rankme"}
+    written = read(Path("runs/ijepa/version_0/validation.json"))
+    assert {result.encoder for result in written.results} == {meta}
+    assert set(logged(written.results)) == {"linear_top1", "knn_top1", "rankme"}
     config = yaml.safe_load(Path("runs/ijepa/version_0/config.yaml").read_text())
     assert config["model"]["class_path"].endswith("PretrainedEncoder")
     assert config["model"]["init_args"]["checkpoint"] == meta

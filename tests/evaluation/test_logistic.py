@@ -11,7 +11,8 @@ from torch import Tensor
 
 from jepa_lightning.evaluation import logistic
 from jepa_lightning.evaluation.features import Features
-from jepa_lightning.evaluation.logistic import logistic_path
+from jepa_lightning.evaluation.knn import knn_top1
+from jepa_lightning.evaluation.logistic import linear_top1, logistic_path
 
 DECAYS = (1e-3, 1e-2, 1.0)
 
@@ -45,13 +46,13 @@ def test_every_prediction_is_scikit_learns(noisy_digits: tuple[Features, Feature
         assert 0.3 < (expected == held_out.y.numpy()).mean() < 0.995
 
 
-@pytest.mark.parametrize("changed", [{"LARGEST_BLOCKS": 0}, {"SAMPLES": 1, "SAMPLES_PER_NUMBER": 2}, {"STALE": 0}])
+@pytest.mark.parametrize("changed", [{}, {"LARGEST_BLOCKS": 0}, {"SAMPLES": 1, "SAMPLES_PER_NUMBER": 2}])
 def test_where_blocks_come_from_does_not_change_the_optimum(
     noisy_digits: tuple[Features, Features], monkeypatch: pytest.MonkeyPatch, changed: dict[str, int]
 ) -> None:
     train, _ = noisy_digits
     (expected,) = logistic_path(train, [1e-3]).values()
-    for name, value in changed.items():
+    for name, value in {**changed, "_price": lambda _: 0.0}.items():  # new blocks in every step
         monkeypatch.setattr(logistic, name, value)
     (found,) = logistic_path(train, [1e-3]).values()
     torch.testing.assert_close(found.weight, expected.weight, rtol=0, atol=1e-4)
@@ -132,3 +133,75 @@ def test_without_decay_there_is_no_optimum(weight_decay: float) -> None:
     train = Features(torch.randn(9, 3), torch.arange(9) % 3)
     with pytest.raises(ValueError, match=f"weight_decay must be above 0 for logistic regression, got {weight_decay}"):
         logistic_path(train, [1.0, weight_decay])
+
+
+# ---------------------------------------------------------------------- accuracy, beside nearest neighbours
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Features, Features]:
+    pixels, labels = load_digits(return_X_y=True)
+    x, y = torch.tensor(pixels, dtype=torch.float32), torch.tensor(labels)
+    x = x + 6.0 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))  # so that nobody is perfect
+    return Features(x[:300], y[:300]), Features(x[300:700], y[300:700])
+
+
+def blobs(samples: int, spread: float, classes: int = 3) -> Features:
+    y = torch.arange(samples) % classes
+    centres = 5.0 * torch.eye(classes, 8)
+    return Features(centres[y] + spread * torch.randn(samples, 8), y)
+
+
+def test_the_bias_is_not_decayed() -> None:
+    y = (torch.arange(200) % 10 > 0).long()  # nine of ten are of class 1, features say nothing
+    train, held_out = Features(torch.randn(200, 4), y), Features(torch.randn(200, 4), y)
+    assert linear_top1(train, held_out, weight_decay=100.0) == pytest.approx(0.9)
+
+
+def test_the_linear_probe_sees_neither_scale_nor_offset(digits: tuple[Features, Features]) -> None:
+    train, held_out = digits
+    scale, offset = torch.logspace(-3, 3, 64), torch.linspace(-5, 5, 64)
+    moved = [Features(part.x * scale + offset * scale, part.y) for part in digits]
+    assert linear_top1(*moved) == pytest.approx(linear_top1(train, held_out), abs=0.01)
+
+
+def test_the_linear_probe_gives_the_same_number_every_time(digits: tuple[Features, Features]) -> None:
+    first = linear_top1(*digits)
+    torch.rand(5)
+    assert linear_top1(*digits) == first
+
+
+def test_the_linear_probe_works_where_gradients_are_off() -> None:
+    train, held_out = blobs(60, 0.5), blobs(60, 0.5)
+    with torch.no_grad():
+        assert linear_top1(train, held_out) == 1.0
+
+
+def test_the_linear_probe_works_in_the_inference_mode_of_lightnings_validation() -> None:
+    with torch.inference_mode():
+        train, held_out = blobs(60, 0.5), blobs(60, 0.5)
+        assert linear_top1(train, held_out) == 1.0
+
+
+@pytest.mark.parametrize("probe", [linear_top1, knn_top1])
+def test_both_are_perfect_on_separate_blobs_and_near_chance_on_noise(probe: object) -> None:
+    assert callable(probe)
+    assert probe(blobs(90, 0.3), blobs(90, 0.3)) == 1.0
+    noise = [Features(torch.randn(600, 8), torch.randint(4, (600,))) for _ in range(2)]
+    assert 0.15 < probe(*noise) < 0.35
+
+
+@pytest.mark.parametrize("probe", [linear_top1, knn_top1])
+def test_a_class_that_training_never_saw_counts_as_wrong(probe: object) -> None:
+    assert callable(probe)
+    held_out = blobs(90, 0.3, classes=3)
+    train = blobs(90, 0.3, classes=3)
+    seen = train.y < 2
+    assert probe(Features(train.x[seen], train.y[seen]), held_out) == pytest.approx(2 / 3, abs=0.01)
+
+
+@pytest.mark.parametrize("probe", [linear_top1, knn_top1])
+def test_a_feature_that_never_changes_does_no_harm(digits: tuple[Features, Features], probe: object) -> None:
+    assert callable(probe)
+    train, held_out = (Features(torch.cat([part.x, torch.zeros(len(part.x), 1)], dim=1), part.y) for part in digits)
+    assert probe(train, held_out) == pytest.approx(probe(*digits), abs=0.01)

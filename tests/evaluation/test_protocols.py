@@ -12,7 +12,9 @@ from torch import Tensor
 
 from jepa_lightning.evaluation.features import Features
 from jepa_lightning.evaluation.low_shot import fraction, shots
-from jepa_lightning.evaluation.protocols import Protocols, Result, Splits, split_features
+from jepa_lightning.evaluation.protocols import Protocols, Splits, split_features
+from jepa_lightning.evaluation.results import Result, logged
+from jepa_lightning.metrics import rankme
 
 SMALL = Protocols(k=(1, 5, 30), temperature=(0.05, math.inf), weight_decay=(0.01, 1.0), shots=(1, 3), seeds=3)
 
@@ -104,7 +106,7 @@ def test_few_labels_are_scored_as_by_hand(splits: Splits, results: dict[str, Res
 
 
 def test_no_sample_is_learned_from_and_compared_on(splits: Splits) -> None:
-    rows = {name: {tuple(row) for row in part.x.tolist()} for name, part in splits._asdict().items()}
+    rows = {name: {tuple(r) for r in getattr(splits, name).x.tolist()} for name in ("train", "fit", "choose", "report")}
     assert len(rows["choose"]) == 30
     assert rows["fit"] | rows["choose"] == rows["train"]
     assert not rows["fit"] & rows["choose"]
@@ -131,7 +133,7 @@ def test_where_a_split_for_choosing_is_given_all_of_training_is_learned_from() -
 
 
 def test_draws_are_the_same_for_all_encoders(splits: Splits) -> None:
-    moved = Splits(*(Features(part.x + 3.0, part.y) for part in splits))  # standardisation takes it away
+    moved = Splits(*(Features(part.x + 3.0, part.y) for part in splits[:4]))  # standardisation takes it away
     first = {r.protocol: r.values for r in SMALL.results(splits, "a")}
     second = {r.protocol: r.values for r in SMALL.results(moved, "b")}
     for name in ("1 label a class", "3 labels a class", "1 % of the labels"):
@@ -142,14 +144,48 @@ def test_each_of_several_labels_is_scored_by_itself_without_the_samples_that_lac
     parts = [noisy(120, seed) for seed in (1, 2)]
     both = [Features(p.x, torch.stack([p.y, (p.x[:, 0] > 1).long()], dim=1)) for p in parts]
     both[1].y[:20, 0] = -1
-    splits = split_features(both[0], both[1], None)
-    one, two = (SMALL.results(splits.task(i), "x", label) for i, label in enumerate(("shape", "motion")))
+    *found, rank = SMALL.results(split_features(*both), "x", ("shape", "motion"))
+    one, two = ([r for r in found if r.label == label] for label in ("shape", "motion"))
     assert [len(one), len(two)] == [5, 5]
-    assert {r.label for r in one} == {"shape"}
-    assert {r.samples for r in one} == {100}
-    assert {r.samples for r in two} == {120}
-    alone = split_features(parts[0], Features(parts[1].x[20:], parts[1].y[20:]), None)
-    assert [r.values for r in one] == [r.values for r in SMALL.results(alone, "x")]
+    assert ({r.samples for r in one}, {r.samples for r in two}, rank.samples) == ({100}, {120}, 120)
+    alone = split_features(parts[0], Features(parts[1].x[20:], parts[1].y[20:]))
+    assert [r.values for r in one] == [r.values for r in SMALL.results(alone, "x")[:-1]]
+    assert rank.values == (pytest.approx(float(rankme(both[1].x))),)
+
+
+def test_results_name_data_split_and_numbers_of_samples(splits: Splits) -> None:
+    found = SMALL.results(splits._replace(data="blobs", name="test"), "x")
+    assert {(r.data, r.split, r.samples) for r in found} == {("blobs", "test", 200)}
+    fitted = {r.protocol: r.fitted for r in found}
+    assert fitted["logistic regression"] == fitted["nearest neighbours"] == 300
+    assert (fitted["3 labels a class"], fitted["RankMe"]) == (12, None)
+
+
+def test_with_one_value_nothing_is_chosen_and_all_of_training_is_learned_from(splits: Splits) -> None:
+    fixed = Protocols(k=(5,), temperature=(0.05,), weight_decay=(0.01,), shots=(), fractions=())
+    other = splits._replace(fit=noisy(20, 5), choose=noisy(20, 6))
+    (regression, knn, _) = fixed.results(other, "x")
+    expected = share(logistic(splits.train, splits.report.x, 0.01), splits.report.y)
+    assert (regression.values, regression.chosen) == ((pytest.approx(expected),), {"weight_decay": 0.01})
+    expected = share(neighbours(splits.train, splits.report.x, 5, 0.05), splits.report.y)
+    assert (knn.values, knn.chosen) == ((pytest.approx(expected),), {"k": 5, "temperature": 0.05})
+
+
+def test_samples_without_a_label_count_for_the_rank_alone() -> None:
+    parts = [noisy(90, seed) for seed in (1, 2)]
+    unknown = Features(torch.randn(50, 12), torch.full((50,), -1))
+    more = [Features(torch.cat([p.x, unknown.x]), torch.cat([p.y, unknown.y])) for p in parts]
+    fixed = Protocols(k=(5,), temperature=(0.07,), weight_decay=(0.01,), shots=(), fractions=())
+    found, alone = (logged(fixed.results(split_features(*pair), "x")) for pair in (more, parts))
+    assert (found["linear_top1"], found["knn_top1"]) == (alone["linear_top1"], alone["knn_top1"])
+    assert found["rankme"] == pytest.approx(float(rankme(more[1].x)))
+
+
+def test_without_two_classes_only_the_rank_is_there() -> None:
+    one_class = Features(torch.randn(30, 8), torch.zeros(30, dtype=torch.long))
+    no_class = Features(torch.randn(30, 8), torch.full((30,), -1))
+    for part in (one_class, no_class):
+        assert [r.protocol for r in SMALL.results(split_features(part, part), "x")] == ["RankMe"]
 
 
 # ---------------------------------------------------------------------- what is left out
@@ -158,14 +194,14 @@ def test_each_of_several_labels_is_scored_by_itself_without_the_samples_that_lac
 def test_more_labels_than_a_class_has_leave_a_line_that_says_so(splits: Splits) -> None:
     wanted = Protocols(k=(), weight_decay=(0.1,), shots=(1, 90), fractions=(), seeds=2)
     names = {r.protocol: r for r in wanted.results(splits, "x")}
-    assert set(names) == {"logistic regression", "1 label a class", "90 labels a class"}
+    assert set(names) == {"RankMe", "logistic regression", "1 label a class", "90 labels a class"}
     assert names["90 labels a class"].values == ()
     assert "90 labels a class are wanted, class" in names["90 labels a class"].chosen["left_out"]
 
 
 def test_empty_grids_leave_protocols_out() -> None:
     splits = split_features(noisy(60, 1), noisy(20, 2), None)
-    assert [r.protocol for r in Protocols(weight_decay=()).results(splits, "x")] == ["nearest neighbours"]
+    assert [r.protocol for r in Protocols(weight_decay=()).results(splits, "x")] == ["nearest neighbours", "RankMe"]
 
 
 def test_impossible_numbers_are_refused() -> None:

@@ -1,62 +1,79 @@
 from __future__ import annotations
 
+import json
+import math
+from pathlib import Path
+
 import pytest
-import torch
 
-from jepa_lightning.evaluation import Features, knn_top1, linear_top1, score, table
-from jepa_lightning.metrics import rankme
+from jepa_lightning.evaluation.intervals import student
+from jepa_lightning.evaluation.report import SHOWN, Report, read
+from jepa_lightning.evaluation.results import Result
 
-
-def test_scores_leave_out_samples_without_a_label_except_for_the_rank() -> None:
-    train, held_out = (Features(torch.randn(90, 8), torch.randint(3, (90,))) for _ in range(2))
-    unknown = torch.full((50,), -1)
-    more = [Features(torch.cat([p.x, torch.randn(50, 8)]), torch.cat([p.y, unknown])) for p in (train, held_out)]
-    scores = score(*more, k=5)
-    assert scores["knn_top1"] == pytest.approx(knn_top1(train, held_out, 5))
-    assert scores["linear_top1"] == pytest.approx(linear_top1(train, held_out))
-    assert scores["rankme"] == pytest.approx(rankme(more[1].x).item())
-
-
-def test_without_two_classes_only_the_rank_is_scored() -> None:
-    one_class = Features(torch.randn(30, 8), torch.zeros(30, dtype=torch.long))
-    no_class = Features(torch.randn(30, 8), torch.full((30,), -1))
-    assert set(score(one_class, one_class, k=5)) == set(score(no_class, no_class, k=5)) == {"rankme"}
+RESULTS = [
+    Result("nearest neighbours", "", "trained", (0.419,), 1000, {"k": 20, "temperature": math.inf}, "cats", "val", 50),
+    Result("1 label a class", "", "trained", (0.2, 0.3, 0.4), 1000, {"weight_decay": 0.1}, "cats", "val", 10),
+    Result("RankMe", "", "trained", (7.0,), 1000, {}, "cats", "val"),
+]
+HEADS = [RESULTS[0]._replace(chosen={"lr": 10.0**-number}, values=(0.1 * number,)) for number in range(3)]
+REPORT = Report(
+    "Evaluation of last.ckpt", RESULTS, ["One sentence."], {"commit": "abc"}, "split: val\n", HEADS, ["Take care."]
+)
 
 
-def test_the_table_has_a_column_for_each_encoder_and_percent_for_accuracies() -> None:
-    text = table(
-        {
-            "random initialisation": {"rankme": 3.14159, "knn_top1": 0.1},
-            "trained": {"rankme": 40.0, "knn_top1": 0.87654, "linear_top1": 0.9},
-        }
-    )
-    lines = text.splitlines()
-    assert lines[0].split("  ")[-1].strip() == "trained"
-    assert "random initialisation" in lines[0]
-    assert set(lines[1]) == {"-"}
-    cells = {line.split("  ")[0].strip(): line.split()[-2:] for line in lines[2:]}
-    assert cells == {
-        "linear probe top-1 (%)": ["-", "90.0"],
-        "k-NN top-1 (%)": ["10.0", "87.7"],
-        "RankMe": ["3.1", "40.0"],
-    }
-    assert len({len(line) for line in lines}) == 1
+def test_both_files_are_written_and_the_json_is_read_back(tmp_path: Path) -> None:
+    written = REPORT.write(tmp_path / "deep" / "folder", "validation")
+    assert [path.name for path in written] == ["validation.json", "validation.md"]
+    assert read(written[0]) == REPORT._replace(heads=HEADS)
+    content = json.loads(written[0].read_text(), parse_constant=pytest.fail)  # no NaN or Infinity, which is no JSON
+    assert content["results"][1]["interval"]["kind"] == "Student's t"
+    assert content["results"][1]["interval"]["low"] == pytest.approx(student([0.2, 0.3, 0.4]).low)
+    assert "interval" not in content["results"][2]
+    assert {(r["data"], r["split"], r["samples"]) for r in content["results"]} == {("cats", "val", 1000)}
 
 
-def test_the_table_has_no_row_that_nobody_scored() -> None:
-    assert "top-1" not in table({"trained": {"rankme": 2.0}})
+def test_the_page_says_everything() -> None:
+    lines = REPORT.markdown().splitlines()
+    for line in (
+        "# Evaluation of last.ckpt",
+        "cats, validation split, n = 1,000; fitted on 50 training samples",
+        "|  | trained |",
+        "- One sentence.",
+        "Take care.",
+        "| nearest neighbours | trained | k 20, temperature inf | - |",
+        "| lr | top-1 (%) | best in validation |",
+        "| commit | abc |",
+        "split: val",
+    ):
+        assert line in lines
 
 
-def test_several_labels_are_scored_one_by_one_and_their_mean_is_the_main_figure() -> None:
-    train, held_out = (Features(torch.randn(60, 4), torch.randint(2, (60, 2))) for _ in range(2))
-    train.y[:, 1] = (train.x[:, 0] > 0).long()
-    held_out.y[:, 1] = (held_out.x[:, 0] > 0).long()
-    scores = score(train, held_out, 5, ("digit", "motion"))
-    assert scores["linear_top1_motion"] == pytest.approx(linear_top1(train.task(1), held_out.task(1)))
-    assert scores["linear_top1_motion"] > 0.9 > 0.7 > scores["linear_top1_digit"]
-    assert scores["knn_top1"] == pytest.approx((scores["knn_top1_digit"] + scores["knn_top1_motion"]) / 2)
-    names = [line.split("  ")[0] for line in table({"trained": scores}).splitlines()[2:]]
-    assert names == [
-        "linear probe top-1, digit (%)", "linear probe top-1, motion (%)", "k-NN top-1, digit (%)",
-        "k-NN top-1, motion (%)", "RankMe",
-    ]  # fmt: skip
+def test_a_terminal_shows_the_tables_and_where_the_files_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    REPORT.publish(tmp_path)
+    shown = capsys.readouterr().out
+    assert "cats, validation split, n = 1,000" in shown
+    assert "41.9 [38.9, 45.0]" in shown
+    assert "best in validation" in shown
+    assert "Take care." in shown
+    assert f"written to {tmp_path / 'report.md'}" in shown
+    REPORT._replace(intervals=False).publish(None)
+    shown = capsys.readouterr().out
+    assert any(line.split() == ["k-NN", "top-1", "(%)", "41.9"] for line in shown.splitlines())
+    assert "written" not in shown
+
+
+def test_of_too_many_heads_a_terminal_shows_those_that_were_chosen() -> None:
+    many = [HEADS[0]._replace(chosen={"lr": float(number)}) for number in range(SHOWN + 1)]
+    lines = REPORT._replace(results=many[3:4], heads=many).text().splitlines()
+    table = lines[lines.index("") + 1 : -2]
+    assert [line.split()[:1] for line in table[2:]] == [["3"]]
+    assert len(REPORT._replace(results=many[3:4], heads=many).markdown().splitlines()) > SHOWN
+
+
+def test_what_is_no_report_is_refused_by_name(tmp_path: Path) -> None:
+    for text in ("hello", "[]", '{"title": 1}'):
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(ValueError, match=r"x.json is no report of jepa"):
+            read(tmp_path / "x.json")

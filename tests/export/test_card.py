@@ -73,8 +73,8 @@ def test_preprocessing_is_there_for_programs(image_source: Any, clip_source: Any
 
 
 def test_results_of_the_checkpoint_stand_in_the_card(image_source: Any, tmp_path: Path) -> None:
-    (tmp_path / "validation.json").write_text('{"scores": {"trained": {"linear_top1": 0.75}}}')
-    assert "| linear_top1 | 0.75 |" in card(image_source()._replace(path=tmp_path / "some.ckpt"), tmp_path / "out")
+    (tmp_path / "validation.md").write_text("# Probes\n\n| linear probe | 0.75 |\n\n## Protocol\n")
+    assert "| linear probe | 0.75 |" in card(image_source()._replace(path=tmp_path / "some.ckpt"), tmp_path / "out")
 
 
 def test_which_encoder_it_holds_is_said(image_source: Any, tmp_path: Path) -> None:

@@ -1,15 +1,28 @@
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import pytest
-import yaml
 
 from jepa_lightning.export.results import results
+from jepa_lightning.evaluation import Report, Result
 
-SCORES = {"random initialisation": {"linear_top1": 0.5}, "trained": {"linear_top1": 0.75, "rankme": 9.21234}}
+
+def result(encoder: str, value: float) -> Result:
+    return Result("logistic regression", "", encoder, (value,), 100, {}, "cats (Folder)", "val", 900)
+
+
+RESULTS = [result("random initialisation", 0.5), result("trained", 0.75)]
+TABLE = """cats (Folder), validation split, n = 100; fitted on 900 training samples
+
+Top-1 in %, with 95 % intervals.
+
+|  | random initialisation | trained |
+| --- | ---: | ---: |
+| logistic regression | 50.0 [40.4, 59.6] | 75.0 [65.7, 82.5] |
+
+One run: Wilson's interval, for 100 samples."""
 
 
 @pytest.fixture
@@ -22,26 +35,15 @@ def checkpoint(tmp_path: Path) -> Path:
     return path
 
 
-def evaluation(folder: Path, of: str, second: int = 2000, name: str = "validation.json") -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text(json.dumps({"checkpoint": of, "step": 0, "scores": SCORES}))
-    os.utime(folder / name, (second, second))
+def evaluation(folder: Path, of: str, second: int = 2000, name: str = "validation") -> Path:
+    for path in Report("Probes", RESULTS, ["A sentence."], {"checkpoint": of}).write(folder, name):
+        os.utime(path, (second, second))
     return folder
 
 
 def test_an_evaluation_in_a_folder_of_its_own_is_found_and_says_its_data(checkpoint: Path) -> None:
-    runs = checkpoint.parents[2]
-    folder = evaluation(runs / "version_1", "runs/ijepa/version_0/checkpoints/last.ckpt")
-    data = {"class_path": "jepa_lightning.data.ImageDataModule", "init_args": {"root": "my.cats/small"}}
-    (folder / "config.yaml").write_text(yaml.safe_dump({"data": data}))
-    assert results(checkpoint) == [
-        "## Results (version_1/validation.json)\n\n"
-        "On ImageDataModule, my.cats/small.\n\n"
-        "| | random initialisation | trained |\n"
-        "|---|---:|---:|\n"
-        "| linear_top1 | 0.5 | 0.75 |\n"
-        "| rankme | - | 9.212 |"
-    ]
+    evaluation(checkpoint.parents[2] / "version_1", "runs/ijepa/version_0/checkpoints/last.ckpt")
+    assert results(checkpoint) == [f"## Results (version_1/validation.md)\n\n{TABLE}"]
 
 
 def test_evaluations_of_other_checkpoints_and_of_earlier_ones_are_left(checkpoint: Path) -> None:
@@ -49,7 +51,7 @@ def test_evaluations_of_other_checkpoints_and_of_earlier_ones_are_left(checkpoin
     evaluation(runs / "version_1", "runs/ijepa/version_5/checkpoints/last.ckpt")
     evaluation(runs / "version_2", "runs/ijepa/version_0/checkpoints/best.ckpt")
     evaluation(runs / "version_3", "runs/ijepa/version_0/checkpoints/last.ckpt", second=500)
-    evaluation(runs / "version_4", "")
+    evaluation(runs / "version_4", "as trained")
     assert results(checkpoint) == []
 
 
@@ -57,21 +59,18 @@ def test_evaluations_of_other_checkpoints_and_of_earlier_ones_are_left(checkpoin
 def test_what_lies_beside_a_checkpoint_counts_without_a_question(tmp_path: Path, place: str) -> None:
     path = tmp_path / place
     path.parent.mkdir(parents=True)
-    (tmp_path / "run" / "heads_test.json").write_text('{"best": 3}')
+    evaluation(tmp_path / "run", "anything", name="heads_test")
     evaluation(tmp_path, place)  # in the folder above
-    assert results(path) == ['## Results (run/heads_test.json)\n\n```json\n{\n  "best": 3\n}\n```']
+    assert results(path) == [f"## Results (run/heads_test.md)\n\n{TABLE}"]
 
 
-def test_of_the_report_of_jepa_evaluate_the_table_is_taken(checkpoint: Path) -> None:
-    folder = checkpoint.parents[1] / "evaluation" / "last_val"
-    folder.mkdir(parents=True)
-    (folder / "report.md").write_text(
-        "# Evaluation of last.ckpt\n\nTop-1 in %.\n\n| a |\n|---|\n\n## Protocol\n\n- b\n"
-    )
-    assert results(checkpoint) == ["## Results (last_val/report.md)\n\nTop-1 in %.\n\n| a |\n|---|"]
+def test_reports_of_jepa_evaluate_are_found(checkpoint: Path) -> None:
+    evaluation(checkpoint.parents[1] / "evaluation" / "last_val", "", name="report")
+    assert results(checkpoint) == [f"## Results (last_val/report.md)\n\n{TABLE}"]
 
 
 def test_a_damaged_file_is_named(checkpoint: Path) -> None:
-    (checkpoint.parents[1] / "validation.json").write_text("{")
-    with pytest.raises(ValueError, match=r"version_0/validation.json is no valid JSON .*: remove it, or"):
+    folder = evaluation(checkpoint.parents[2] / "version_1", "x")
+    (folder / "validation.json").write_text("{")
+    with pytest.raises(ValueError, match=r"version_1/validation.json is no report of jepa .*: remove it, or"):
         results(checkpoint)

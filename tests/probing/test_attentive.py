@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,8 +19,10 @@ import jepa_lightning as jl
 from jepa_lightning.weights.ours import CONFIG_KEY
 from jepa_lightning.checkpoint_io import AtomicCheckpointIO
 from jepa_lightning.loading import build, load
+from jepa_lightning.callbacks import Report
 from jepa_lightning.data import ClipFormat, ClipSampler, VideoDataModule
 from jepa_lightning.data.moving_digits import write_video
+from jepa_lightning.evaluation import read
 from jepa_lightning.masking import MaskCollator, MaskedBatch
 from jepa_lightning.models.pooling import AttentiveClassifier
 from jepa_lightning.probing import AttentiveProbe
@@ -679,56 +680,65 @@ def test_the_heads_are_shown_and_written_at_the_end_of_fit_and_in_validation(
     kind = {"classes": [CLASSES, ["l", "r"]], "label_names": ("shape", "motion")}
     labels = torch.stack([torch.arange(4) % 3, torch.arange(4) % 2], dim=1)
     data = Batches([batch(4, labels=labels)], [batch(4, labels=labels)], [batch(4, labels=labels)], **kind)
-    module, trainer = probe(checkpoint, lr=[0.001, 0.01]), quiet_trainer(max_epochs=2)
+    module, trainer = probe(checkpoint, lr=[0.001, 0.01]), quiet_trainer(max_epochs=2, callbacks=[Report()])
     trainer.fit(module, datamodule=data)
     lines = capsys.readouterr().out.strip().splitlines()
-    edge = "the highest of the grid: a higher one" if int(module.best) else "the lowest of the grid: a lower one"
-    assert sum(edge in line for line in lines) == 1
-    assert lines[0].split() == ["lr", "weight", "decay", "top-1", "top-1", "shape", "top-1", "motion"]
-    assert [line.split()[:2] for line in lines[2:4]] == [["0.001", "0.1"], ["0.01", "0.1"]]
-    assert [line.endswith("best in validation") for line in lines[2:4]] == [
-        int(module.best) == 0,
-        int(module.best) == 1,
-    ]
-    assert sum("top-1 shape" in line for line in lines) == 1  # not after every epoch
+    assert lines[0] == "Batches, validation split, n = 4"
+    best, edge = int(module.best), ("the lowest of the grid: a lower one", "the highest of the grid: a higher one")
+    assert sum(edge[best] in line for line in lines) == 1
+    (head,) = [number for number, line in enumerate(lines) if "best in validation" in line]  # not after every epoch
+    assert lines[head].split()[:6] == ["lr", "weight", "decay", "top-1", "shape", "(%)"]
+    rows = [line.split() for line in lines[head + 2 : head + 4]]
+    assert [row[:2] for row in rows] == [["0.001", "0.1"], ["0.01", "0.1"]]
+    assert [row[-1] == "yes" for row in rows] == [best == 0, best == 1]
     path = tmp_path / "heads_validation.json"
-    assert lines[-1] == f"written to {path}"
-    content = json.loads(path.read_text())
-    assert (content["encoder"], content["checkpoint"], content["step"]) == (checkpoint, "", 2)
-    assert content["heads"][content["best"]]["top1"] == pytest.approx(trainer.callback_metrics["val/top1"].item())
-    assert content["heads"][0].keys() == {"lr", "weight_decay", "top1", "top1_shape", "top1_motion"}
+    assert lines[-2:] == [f"written to {path}", f"written to {path.with_suffix('.md')}"]
+    written = read(path)
+    assert (written.about["encoder"], written.about["checkpoint"], written.about["steps"]) == (
+        checkpoint, "as trained", 2,
+    )  # fmt: skip
+    assert {(r.protocol, r.data, r.split, r.samples) for r in written.heads} == {
+        ("attentive probe", "Batches", "val", 4)
+    }
+    assert [r.label for r in written.results] == ["shape", "motion"]
+    top1 = trainer.callback_metrics["val/top1"].item()
+    assert sum(r.mean for r in written.results) / 2 == pytest.approx(top1)
+    assert list(written.results) == [
+        r for r in written.heads if r.chosen == {"lr": (0.001, 0.01)[best], "weight_decay": 0.1}
+    ]
     path.unlink()
-    quiet_trainer().validate(module, data, verbose=False)
-    assert json.loads(path.read_text())["heads"] == content["heads"]
-    quiet_trainer().test(module, data, verbose=False)
-    assert (tmp_path / "heads_test.json").is_file()
+    quiet_trainer(callbacks=[Report()]).validate(module, data, verbose=False)
+    assert read(path).heads == written.heads
+    quiet_trainer(callbacks=[Report()]).test(module, data, verbose=False)
+    assert read(tmp_path / "heads_test.json").results[0].split == "test"
 
 
 @pytest.mark.parametrize(
     ("rates", "best", "said"),
     [
-        ([0.1, 0.01, 0.1, 1.0], 0.1, ""),
-        ([0.1], 0.1, ""),
-        ([0.1, 0.1], 0.1, ""),
-        ([0.1, 0.01], 0.1, "The best lr, 0.1, is the highest of the grid: a higher one may be better still"),
-        ([0.1, 0.01], 0.01, "The best lr, 0.01, is the lowest of the grid: a lower one may be better still"),
+        ([0.1, 0.01, 0.1, 1.0], 0.1, []),
+        ([0.1], 0.1, []),
+        ([0.1, 0.1], 0.1, []),
+        ([0.1, 0.01], 0.1, ["The best lr, 0.1, is the highest of the grid: a higher one"]),
+        ([0.1, 0.01], 0.01, ["The best lr, 0.01, is the lowest of the grid: a lower one"]),
     ],
 )
 def test_a_grid_whose_best_learning_rate_is_at_its_edge_is_said_to_be_too_narrow(
-    rates: list[float], best: float, said: str
+    rates: list[float], best: float, said: list[str]
 ) -> None:
-    assert at_the_edge(rates, best).strip().removesuffix(" (--model.lr).") == said
+    assert [line.partition(" may be")[0] for line in at_the_edge(rates, best)] == said
 
 
 def test_untrained_heads_are_called_so(
     checkpoint: str, quiet_trainer: TrainerFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quiet_trainer().validate(probe(checkpoint), Batches(val=[batch()]), verbose=False)
+    quiet_trainer(callbacks=[Report()]).validate(probe(checkpoint), Batches(val=[batch()]), verbose=False)
     assert "These heads are untrained: give --ckpt_path." in capsys.readouterr().out
 
 
 def test_a_dry_run_writes_nothing(checkpoint: str, quiet_trainer: TrainerFactory, tmp_path: Path) -> None:
-    quiet_trainer(fast_dev_run=True).fit(probe(checkpoint), datamodule=Batches([batch()], [batch()]))
+    trainer = quiet_trainer(fast_dev_run=True, callbacks=[Report()])
+    trainer.fit(probe(checkpoint), datamodule=Batches([batch()], [batch()]))
     assert not list(tmp_path.iterdir())
 
 

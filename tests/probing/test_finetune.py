@@ -108,7 +108,6 @@ def test_classes_are_learned_validated_and_tested_with_all_layers(
     coloured: DataFactory,
     quiet_trainer: TrainerFactory,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     module = finetune(checkpoint, lr=Constant(5e-3), layer_decay=0.9)
     trainer, before = quiet_trainer(max_epochs=12), jl.load_encoder(checkpoint).state_dict()
@@ -116,9 +115,9 @@ def test_classes_are_learned_validated_and_tested_with_all_layers(
     assert trainer.callback_metrics["val/top1"] == 1.0
     changed = {n for n, p in module.encoder.named_parameters() if not torch.equal(p, before[n])}
     assert changed == {name for name, p in module.encoder.named_parameters() if p.requires_grad}
-    (row,) = module.results()
-    assert (row["protocol"], row["encoder"], row["values"], row["samples"]) == ("fine-tuning", "trained", (1.0,), 12)
-    assert "100.0 %" in capsys.readouterr().out
+    (result,) = module.report().results  # type: ignore[union-attr]
+    assert result[:5] == ("fine-tuning", "", "trained", (1.0,), 12)
+    assert (result.data, result.split) == (coloured().title, "val")
     trainer.save_checkpoint(tmp_path / "f.ckpt")
     again = finetune(checkpoint)
     (found,) = quiet_trainer().validate(again, coloured(), tmp_path / "f.ckpt", verbose=False, weights_only=True)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -215,7 +214,7 @@ def separable(size: int = 60) -> MaskedBatch:
 
 
 def test_labels_that_can_be_read_off_are_learned_and_each_encoder_has_its_best_head(
-    checkpoint: str, quiet_trainer: TrainerFactory, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    checkpoint: str, quiet_trainer: TrainerFactory
 ) -> None:
     module, trainer = probe(checkpoint, lr=[1e-4, 0.5], weight_decay=[0.0]), quiet_trainer(max_epochs=20)
     trainer.fit(module, datamodule=Batches([separable()], [separable()]))
@@ -224,18 +223,15 @@ def test_labels_that_can_be_read_off_are_learned_and_each_encoder_has_its_best_h
         assert best in members
         assert accuracy[best] == accuracy[members].max()
     assert trainer.callback_metrics["val/top1"] == accuracy[module.chosen()[0]] > 0.95
-    rows = module.results()
-    assert [(row["protocol"], row["encoder"]) for row in rows] == [
+    report = module.report()
+    assert [(r.protocol, r.encoder) for r in report.results] == [
         ("linear probe", "trained"), ("linear probe", "random initialisation"), ("linear probe", "raw pixels"),
     ]  # fmt: skip
-    assert rows[0]["values"] == (pytest.approx(float(accuracy[module.chosen()[0]])),)
-    assert {row["samples"] for row in rows} == {60}
-    lines = capsys.readouterr().out.strip().splitlines()
-    assert len([line for line in lines if "blocks" in line or "last block" in line or "16 x 16" in line]) == 3
-    assert "best in validation" in lines[2]
-    content = json.loads((tmp_path / "heads_validation.json").read_text())
-    assert len(content["heads"]) == 20
-    assert content["heads"][3]["batch_norm"] == "yes"
+    assert report.results[0].values == (pytest.approx(float(accuracy[module.chosen()[0]])),)
+    assert {r.samples for r in report.results} == {60}
+    assert len(report.heads) == 20
+    assert report.heads[3].chosen == {"features": "last block", "batch_norm": "yes", "lr": 0.5, "weight_decay": 0.0}
+    assert [r.values[0] for r in report.heads] == pytest.approx(accuracy.tolist())
 
 
 def test_a_baseline_is_never_the_best_head(checkpoint: str, quiet_trainer: TrainerFactory) -> None:
@@ -246,8 +242,9 @@ def test_a_baseline_is_never_the_best_head(checkpoint: str, quiet_trainer: Train
     images = torch.randn(40, 3, 16, 16)
     pixels = module.heads[2](module.features(images)).argmax(dim=1)
     (found,) = trainer.validate(module, Batches(val=[MaskedBatch(images, (), pixels, torch.arange(40))]), verbose=False)
-    assert module.results()[2]["values"] == (1.0,)
-    assert found["val/top1"] == module.results()[0]["values"][0] < 0.9
+    results = module.report().results
+    assert results[2].values == (1.0,)
+    assert found["val/top1"] == results[0].values[0] < 0.9
 
 
 def test_several_labels_have_a_row_each(checkpoint: str, quiet_trainer: TrainerFactory) -> None:
@@ -257,7 +254,7 @@ def test_several_labels_have_a_row_each(checkpoint: str, quiet_trainer: TrainerF
     quiet_trainer(max_epochs=1).fit(
         module, datamodule=Batches([batch(6, labels=labels)], [batch(6, labels=labels)], **kind)
     )
-    assert [row["label"] for row in module.results()] == ["shape", "motion"] * 3
+    assert [result.label for result in module.report().results] == ["shape", "motion"] * 3
     assert module.heads[0].get_parameter("linear.weight").shape[0] == 5
 
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
-from jepa_lightning.evaluation import nearest
+from jepa_lightning.evaluation import knn
 from jepa_lightning.evaluation.features import Features
-from jepa_lightning.evaluation.nearest import Neighbours, knn_grid
+from jepa_lightning.evaluation.knn import Neighbours, knn_top1
 
 GRID = [(k, t) for k in (1, 2, 10, 100) for t in (0.01, 0.07, math.inf)]
 
@@ -40,7 +40,7 @@ def by_scikit_learn(train: Features, held_out: Features, k: int, temperature: fl
 @pytest.mark.parametrize(("k", "temperature"), GRID)
 def test_every_prediction_is_scikit_learns(noisy_digits: tuple[Features, Features], k: int, temperature: float) -> None:
     train, held_out = noisy_digits
-    found = knn_grid(train, held_out.x, [k, 100], [temperature])[k, temperature].numpy()
+    found = Neighbours(train, held_out.x, 100).vote(k, temperature).numpy()
     expected = by_scikit_learn(train, held_out, k, temperature)
     assert (found == expected).all()
     assert 0.2 < (expected == held_out.y.numpy()).mean() < 0.95
@@ -85,7 +85,7 @@ def test_many_small_chunks_give_the_same(
 ) -> None:
     train, held_out = noisy_digits
     whole = Neighbours(train, held_out.x, 20)
-    monkeypatch.setattr(nearest, "CHUNK", 7 * len(train.x))
+    monkeypatch.setattr(knn, "CHUNK", 7 * len(train.x))
     parts = Neighbours(train, held_out.x, 20)
     assert torch.equal(whole.index, parts.index)
     torch.testing.assert_close(whole.similarity, parts.similarity, rtol=0, atol=1e-9)
@@ -102,9 +102,9 @@ def test_a_low_temperature_leaves_the_nearest_alone_and_does_not_overflow(
     noisy_digits: tuple[Features, Features],
 ) -> None:
     train, held_out = noisy_digits
-    votes = knn_grid(train, held_out.x, [1, 50], [1e-4, 0.07])
-    assert torch.equal(votes[50, 1e-4], votes[1, 0.07])
-    assert not torch.equal(votes[50, 0.07], votes[1, 0.07])
+    neighbours = Neighbours(train, held_out.x, 50)
+    assert torch.equal(neighbours.vote(50, 1e-4), neighbours.vote(1, 0.07))
+    assert not torch.equal(neighbours.vote(50, 0.07), neighbours.vote(1, 0.07))
 
 
 def test_more_neighbours_than_samples_are_all_of_them() -> None:
@@ -119,3 +119,31 @@ def test_impossible_numbers_are_refused() -> None:
         Neighbours(train, train.x, 0)
     with pytest.raises(ValueError, match=r"k must be at least 1 and temperature above 0, got 1 and 0.0"):
         Neighbours(train, train.x, 3).vote(1, 0.0)
+
+
+# ---------------------------------------------------------------------- accuracy
+
+
+def naive_knn(train: Features, held_out: Features, k: int, temperature: float) -> float:
+    right = 0
+    for x, y in zip(held_out.x, held_out.y, strict=True):
+        similarity = torch.stack([F.cosine_similarity(x, other, dim=0) for other in train.x])
+        votes: dict[int, float] = {}
+        for i in sorted(range(len(similarity)), key=lambda i: -float(similarity[i]))[:k]:
+            votes[int(train.y[i])] = votes.get(int(train.y[i]), 0.0) + math.exp(float(similarity[i]) / temperature)
+        right += max(votes, key=lambda label: votes[label]) == int(y)
+    return right / len(held_out.y)
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (5, 0.07), (20, 0.07), (20, 1.0), (100, 0.02)])
+def test_neighbours_equal_a_naive_implementation(
+    noisy_digits: tuple[Features, Features], k: int, temperature: float
+) -> None:
+    train, held_out = (Features(part.x[:120], part.y[:120]) for part in noisy_digits)
+    assert knn_top1(train, held_out, k, temperature) == pytest.approx(naive_knn(train, held_out, k, temperature))
+
+
+def test_neighbours_see_directions_not_lengths(noisy_digits: tuple[Features, Features]) -> None:
+    train, held_out = noisy_digits
+    scaled = Features(held_out.x * torch.linspace(0.1, 9.0, len(held_out.x))[:, None], held_out.y)
+    assert knn_top1(train, scaled) == knn_top1(train, held_out)

@@ -1,4 +1,4 @@
-"""`jepa evaluate` and `jepa report`; with an encoder and data that nothing was tuned on, against scikit-learn."""
+"""With an encoder and data that nothing was tuned on, against scikit-learn."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from sklearn.neighbors import KNeighborsClassifier
 import jepa_lightning as jl
 from jepa_lightning.checkpoint import untrained_encoder
 from jepa_lightning.cli import main
-from jepa_lightning.evaluation.document import read
 from jepa_lightning.evaluation.intervals import interval
 from jepa_lightning.evaluation.provenance import commit
+from jepa_lightning.evaluation.report import read
 from jepa_lightning.models.average_pool import raw_pixels
 
 CheckpointFactory = Callable[..., str]
@@ -160,14 +160,50 @@ def test_the_untrained_encoder_and_the_pixels_stand_beside_it_with_their_own_fea
         assert mine["values"] == [pytest.approx(rows.accuracy(logistic(decay), True, "test"), abs=1e-12)], name
 
 
+# ---------------------------------------------------------------------- the same number everywhere
+
+
+def by_encoder(path: Path) -> dict[tuple[str, str], tuple[float, ...]]:
+    return {(result.encoder, result.protocol): result.values for result in read(path).results}
+
+
+def test_a_running_training_validate_and_evaluate_give_the_same_numbers(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ["--config=ijepa.yaml", f"--data.root={digits}", "--data.num_workers=0"]
+    tiny = ["--data.masks.min_keep=1", "--model.encoder.img_size=32", "--model.encoder.embed_dim=32"]
+    tiny += ["--model.encoder.depth=1", "--model.encoder.num_heads=2", "--model.predictor.embed_dim=16"]
+    tiny += ["--model.predictor.depth=1", "--pictures.every_n_epochs=0", "--maps.count=0", "--trainer.accelerator=cpu"]
+    main(["fit", *data, *tiny, "--trainer.max_epochs=1", "--model.lr.warmup_epochs=0"])
+    last = "--ckpt_path=runs/ijepa/version_0/checkpoints/last.ckpt"
+    main(["validate", *data, *tiny, last])
+    fixed = ["--k=[20]", "--temperature=[0.07]", "--weight_decay=[1e-3]", "--shots=[]", "--fractions=[]"]
+    main(["evaluate", *data, last, *fixed, "--out=evaluated", "--device=cpu"])
+    trained, validated = (by_encoder(Path(f"runs/ijepa/version_{n}/validation.json")) for n in (0, 1))
+    evaluated = by_encoder(Path("evaluated/report.json"))
+    assert {encoder for encoder, _ in validated} == {"random initialisation", "trained"}
+    assert len(validated) == 6
+    for key, values in validated.items():
+        assert trained[key] == pytest.approx(values, rel=1e-5 if key[1] == "RankMe" else 0), key
+        assert evaluated[key] == pytest.approx(values, rel=1e-5 if key[1] == "RankMe" else 0), key
+    assert validated["trained", "RankMe"] != validated["random initialisation", "RankMe"]
+    shown = capsys.readouterr().out
+    assert shown.count(f"{digits.name} (Folder), validation split, n = 150; fitted on 300 training samples") == 3
+
+
 # ---------------------------------------------------------------------- the report
 
 
-def test_every_protocol_has_a_value_and_an_interval_for_each_encoder(evaluated: Path) -> None:
+def test_every_protocol_has_a_value_and_an_interval_for_each_encoder(evaluated: Path, digits: Path) -> None:
     found = results(evaluated)
     names = ["nearest neighbours", "logistic regression", "1 label a class", "1 % of the labels"]
-    assert set(found) == {(name, encoder) for name in names for encoder in ENCODERS}
+    assert set(found) == {(name, encoder) for name in [*names, "RankMe"] for encoder in ENCODERS}
     for (name, _), entry in found.items():
+        assert (entry["data"], entry["split"], entry["samples"]) == (f"{digits.name} (Folder)", "test", 250)
+        if name == "RankMe":
+            assert entry["values"][0] >= 1
+            continue
         assert len(entry["values"]) == (3 if "label" in name else 1)
         expected = interval(entry["values"], 250)._asdict()
         assert entry["interval"] == {key: pytest.approx(value) for key, value in expected.items()}
@@ -175,7 +211,9 @@ def test_every_protocol_has_a_value_and_an_interval_for_each_encoder(evaluated: 
         assert entry["samples"] == 250
 
 
-def test_the_page_has_table_protocol_commit_configuration_and_time(evaluated: Path, checkpoint: str) -> None:
+def test_the_page_has_data_table_protocol_commit_configuration_and_time(
+    evaluated: Path, checkpoint: str, digits: Path
+) -> None:
     text, content = (evaluated / "report.md").read_text(), json.loads((evaluated / "report.json").read_text())
     lines = text.splitlines()
     assert lines[0] == f"# Evaluation of {checkpoint}"
@@ -186,14 +224,13 @@ def test_the_page_has_table_protocol_commit_configuration_and_time(evaluated: Pa
     assert row.endswith(f"| {top1:.1f} [{low:.1f}, {high:.1f}] |")
     about = content["about"]
     assert about["commit"] == commit()
-    assert about["samples"] == "300 for training, 250 of the test split"
+    assert f"{digits.name} (Folder), test split, n = 250; fitted on 300 training samples" in lines
     assert about["time"].split()[1] == "s,"
     assert "cores" in about["hardware"]
     assert "torch" in about["software"]
-    assert all(float(about[f"RankMe, {name}"]) >= 1 for name in ENCODERS)
     for name, value in about.items():
         assert f"| {name} | {value} |" in lines
-    assert any("Reported: the test split" in line and "Chosen on: the validation split" in line for line in lines)
+    assert any("Reported: the test split" in line and "on: the validation split" in line for line in lines)
     config = yaml.safe_load(content["config"])
     assert config["split"] == "test"
     assert config["data"]["init_args"]["root"]
@@ -217,9 +254,9 @@ def test_the_validation_split_is_reported_and_chosen_on_a_tenth_of_training(
     )
     content = json.loads((tmp_path / "report.json").read_text())
     assert {(entry["protocol"], entry["encoder"]) for entry in content["results"]} == {
-        ("nearest neighbours", "trained"), ("logistic regression", "trained"),
+        ("nearest neighbours", "trained"), ("logistic regression", "trained"), ("RankMe", "trained"),
     }  # fmt: skip
-    assert content["about"]["samples"] == "150 for training, 150 of the val split"
+    assert {(entry["samples"], entry["fitted"]) for entry in content["results"]} == {(150, 150), (150, None)}
     assert any("10 % of the training split, held back" in sentence for sentence in content["protocol"])
     shown = capsys.readouterr().out
     assert f"written to {tmp_path / 'report.md'}" in shown

@@ -1,12 +1,11 @@
-"""`jepa evaluate`: all protocols on frozen features, of any checkpoint, beside its untrained encoder and raw pixels."""
+"""`jepa evaluate`: all readouts of frozen features, of any checkpoint, beside its untrained encoder and raw pixels."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +19,12 @@ from jepa_lightning.commands.messages import JepaParser
 from jepa_lightning.commands.options import NON_FINITE, TRUST
 from jepa_lightning.commands.stored import data_section
 from jepa_lightning.data import JEPADataModule
-from jepa_lightning.evaluation.document import Report, merged, plain, read, table
-from jepa_lightning.evaluation.features import Features, extract
-from jepa_lightning.evaluation.protocols import HELD_BACK, Protocols, Result, Splits, split_features
+from jepa_lightning.evaluation.features import Features, features_of
+from jepa_lightning.evaluation.protocols import HELD_BACK, Protocols, Splits, split_features
 from jepa_lightning.evaluation.provenance import commit, hardware, software
-from jepa_lightning.metrics import rankme
+from jepa_lightning.evaluation.report import Report, written_now
+from jepa_lightning.evaluation.results import merged
+from jepa_lightning.evaluation.table import SPLITS
 from jepa_lightning.models import Encoder
 from jepa_lightning.models.average_pool import AveragePool, pooled, raw_pixels
 from jepa_lightning.weights import Branch, Hints, Weights, trusting
@@ -88,35 +88,7 @@ def main(arguments: Sequence[str]) -> None:
         protocols = Protocols(**{name: made[name] for name in Protocols.__dataclass_fields__})
         text = yaml.safe_dump(yaml.safe_load(parser.dump(parsed, skip_none=False)), sort_keys=False)
         report = evaluate(chosen, opened, made.data, protocols)._replace(config=text)
-    print(f"\n{plain(table(report.results))}\n")  # noqa: T201  # what was asked for
-    folder = Path(chosen.out).expanduser() if chosen.out else _folder(Path(paths[0]), chosen.split)
-    for path in report.write(folder):
-        print(f"written to {path}")  # noqa: T201
-
-
-def combine(arguments: Sequence[str]) -> None:
-    """`jepa report`: put the reports of several seeds into one, with mean and 95 % interval over seeds.
-
-    Args:
-        arguments: Files `report.json`, and perhaps ``--out FOLDER``.
-
-    Raises:
-        ValueError: If a file is no report.
-    """
-    parser = JepaParser(prog="jepa report", description=combine.__doc__.split("\n")[0])  # type: ignore[union-attr]
-    parser.add_argument("reports", type=str, nargs="+", help="Files report.json, one of each seed.")
-    parser.add_argument("--out", type=str, default="runs/report", help="Folder of the new report.")
-    given = parser.parse_args(list(arguments))
-    reports = [read(Path(name)) for name in given.reports]
-    titles = ", ".join(report.title for report in reports)
-    sentences = list(dict.fromkeys(sentence for report in reports for sentence in report.protocol))
-    about = {"reports": ", ".join(given.reports), "of": titles, "commit": commit(), "written": _now()}
-    whole = Report(
-        f"{len(reports)} runs together", merged(r for report in reports for r in report.results), sentences, about
-    )
-    print(f"\n{plain(table(whole.results))}\n")  # noqa: T201
-    for path in whole.write(Path(given.out).expanduser()):
-        print(f"written to {path}")  # noqa: T201
+    report.publish(Path(chosen.out).expanduser() if chosen.out else _folder(Path(paths[0]), chosen.split))
 
 
 def evaluate(chosen: Evaluation, opened: Sequence[Weights], data: JEPADataModule, protocols: Protocols) -> Report:
@@ -132,7 +104,7 @@ def evaluate(chosen: Evaluation, opened: Sequence[Weights], data: JEPADataModule
         FileNotFoundError: If the data lack the split that is to be reported.
         ValueError: If the data have no labels of two classes.
     """
-    begun, results, notes = time.monotonic(), [], {}
+    begun, results = time.monotonic(), []
     reader = Reader(chosen, data)
     for number, (path, found) in enumerate(zip(chosen.ckpt_path, opened, strict=True)):
         encoder = found.networks(chosen.branch, hints=chosen.overrides).encoder
@@ -145,11 +117,9 @@ def evaluate(chosen: Evaluation, opened: Sequence[Weights], data: JEPADataModule
         for name, network in kinds.items():
             title = name if len(chosen.ckpt_path) == 1 else f"{name} ({Path(path).name}, {number + 1})"
             splits = reader.splits(_encoding(network, chosen.blocks), title)
-            notes[f"RankMe, {title}"] = f"{float(rankme(splits.report.x)):.1f}"
-            results += _by_label(protocols, splits, name, data.label_names)
-    size = {"samples": f"{len(splits.train.x):,} for training, {len(splits.report.x):,} of the {chosen.split} split"}
+            results += protocols.results(splits, name, data.label_names)
     seconds = f"{time.monotonic() - begun:.0f} s, of which {reader.seconds:.0f} s for the features"
-    about = {**size, **notes, "time": seconds, "hardware": hardware(reader.device), **_origin(opened, data)}
+    about = {"time": seconds, "hardware": hardware(reader.device), **_origin(opened)}
     sentences = _sentences(chosen, protocols, reader.chosen_on_val)
     return Report(f"Evaluation of {', '.join(chosen.ckpt_path)}", merged(results), sentences, about)
 
@@ -200,15 +170,14 @@ class Reader:
             raise FileNotFoundError(f"the data have no sample of the {self.chosen.split} split to report on: give some")
         self.chosen_on_val = compared is not None
         self.seconds += time.monotonic() - begun
-        return split_features(train, report, compared)
+        splits = split_features(train, report, compared)
+        return splits._replace(data=self.data.title, name=self.chosen.split)
 
     def _features(self, encode: Encode, split: str, title: str) -> Features | None:
-        loader = self.data.probe_dataloader(split, self.chosen.max_train if split == "train" else None)
-        if loader is None:
-            return None
+        most = self.chosen.max_train if split == "train" else None
         with self._precision():
-            found = extract(encode, self.data.normalize, loader, self.device, f"{title}: {split} features")
-        return Features(found.x.to(self.device), found.y.to(self.device))
+            found = features_of(encode, self.data, split, self.device, title, most)
+        return None if found is None else Features(found.x.to(self.device), found.y.to(self.device))
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         good = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -223,12 +192,6 @@ def _encoding(encoder: Encoder | None, blocks: int) -> Encode:
         return lambda inputs: raw_pixels(inputs).unsqueeze(1)
     kind = [AveragePool(blocks)]
     return lambda inputs: pooled(encoder.to(inputs.device), inputs, kind)[0].unsqueeze(1)
-
-
-def _by_label(protocols: Protocols, splits: Splits, name: str, labels: Sequence[str]) -> list[Result]:
-    if not labels:
-        return protocols.results(splits.labelled(), name)
-    return [r for i, label in enumerate(labels) for r in protocols.results(splits.task(i), name, label)]
 
 
 # ---------------------------------------------------------------------- what was asked for, and how it was done
@@ -250,7 +213,9 @@ def _parser(section: dict[str, Any] | None) -> JepaParser:
     parser.add_argument("--trust", action="append", default=[], help=f"Name of a {TRUST}.")
     parser.add_argument("--allow_non_finite", action="store_true", help=f"{NON_FINITE.capitalize()}.")
     if section is not None:
-        parser.set_defaults({"data": section})
+        named = JepaParser(prog="jepa evaluate")  # defaults need the full names of classes
+        named.add_subclass_arguments(JEPADataModule, "data")
+        parser.set_defaults({"data": named.parse_object({"data": section}).data.as_dict()})
     return parser
 
 
@@ -269,28 +234,19 @@ def _sentences(chosen: Evaluation, protocols: Protocols, chosen_on_val: bool) ->
     place = "the validation split" if chosen_on_val else f"{100 * HELD_BACK:g} % of the training split, held back"
     again = "" if chosen_on_val else "; what is chosen then learns from all of the training split"
     samples = "all samples" if chosen.max_train is None else f"at most {chosen.max_train:,} samples"
-    numbers = asdict(protocols)
     return [
         f"Features: tokens of the {chosen.branch} encoder, {AveragePool(chosen.blocks)}, averaged; no augmentation; "
         f"{samples} of the training split.",
-        f"Reported: the {chosen.split} split, on which nothing was chosen. Chosen on: {place}{again}. In the low-shot "
-        "protocols the choice sees more labels than the classifier.",
-        f"Nearest neighbours: cosine similarity, exact, k of {list(numbers['k'])}, temperature of "
-        f"{list(numbers['temperature'])} (inf: one vote each).",
-        f"Logistic regression: standardised features, to the optimum, weight decay of {list(numbers['weight_decay'])}.",
-        f"Low-shot: logistic regression on {protocols.seeds} balanced draws (seeds 0 to {protocols.seeds - 1}), the "
-        "same for all encoders; one weight decay for all draws.",
+        f"Reported: the {SPLITS[chosen.split]}, on which nothing was chosen. Chosen, where there are several values, on: "
+        f"{place}{again}.",
+        *protocols.sentences(),
         "Random initialisation: the same encoder before training. Raw pixels: averaged to 16 x 16, of clips to 4 "
         "frames of 8 x 8.",
     ]
 
 
-def _origin(opened: Sequence[Weights], data: JEPADataModule) -> dict[str, str]:
+def _origin(opened: Sequence[Weights]) -> dict[str, str]:
     done = [found.progress for found in opened]
     steps = [f"{each.step} (epoch {(each.epoch or 0) + 1})" for each in done if each.step is not None]
     found = {"steps": ", ".join(steps)} if steps else {}
-    return {**found, "data": type(data).__name__, "commit": commit(), "software": software(), "written": _now()}
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return {**found, "commit": commit(), "software": software(), "written": written_now()}

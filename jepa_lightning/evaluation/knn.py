@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jepa_lightning.evaluation.features import Features, exact
+from jepa_lightning.evaluation.features import Features, accuracy, exact
 
 CHUNK = 2**24
 """Similarities held at once: 128 MiB."""
@@ -74,9 +73,6 @@ def _nearest(
     return similarity.gather(1, index), index
 
 
-def knn_grid(
-    train: Features, x: Float[Tensor, "samples dim"], ks: Sequence[int], temperatures: Sequence[float]
-) -> dict[tuple[int, float], Int[Tensor, " samples"]]:
-    """What each pair of a ``k`` and a temperature predicts; neighbours are looked for once."""
-    neighbours = Neighbours(train, x, max(ks))
-    return {(k, temperature): neighbours.vote(k, temperature) for k in ks for temperature in temperatures}
+def knn_top1(train: Features, held_out: Features, k: int = 20, temperature: float = 0.07) -> float:
+    """Accuracy of weighted k nearest neighbours, in [0, 1]; see Neighbours."""
+    return accuracy(Neighbours(train, held_out.x, k).vote(k, temperature), held_out.y)
