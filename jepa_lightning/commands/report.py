@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from jepa_lightning.commands.messages import JepaParser
 from jepa_lightning.evaluation.provenance import commit
 from jepa_lightning.evaluation.report import Report, read, written_now
 from jepa_lightning.evaluation.results import merged
-from jepa_lightning.commands.messages import JepaParser
 
 
 def main(arguments: Sequence[str]) -> None:

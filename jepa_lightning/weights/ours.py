@@ -19,7 +19,6 @@ from jepa_lightning.weights.meta_sizes import encoder_arguments
 from jepa_lightning.weights.names import without_prefix
 from jepa_lightning.weights.networks import Branch, Networks, filled, outlined
 from jepa_lightning.weights.policy import CheckpointError, Unreadable
-from jepa_lightning.weights.ours import CONFIG_KEY
 
 COMPILED = "_orig_mod."
 """What torch.compile puts before the names of a module."""
