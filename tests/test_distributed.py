@@ -14,11 +14,11 @@ import pytest
 import torch
 import yaml
 
-from jepa_lightning.writing import CONFIG_KEY
 from jepa_lightning.checkpoint_io import AtomicCheckpointIO
-from jepa_lightning.loading import build
 from jepa_lightning.cli import main
 from jepa_lightning.data.moving_digits import write_video
+from jepa_lightning.loading import build
+from jepa_lightning.writing import CONFIG_KEY
 
 SCRIPT = Path(__file__).parent / "distributed_run.py"
 LOSSES = Path(__file__).parent / "distributed_losses.py"
