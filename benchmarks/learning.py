@@ -40,6 +40,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
+from jepa_lightning.finding import find_config
 from tqdm import tqdm
 
 from jepa_lightning.data import DigitScenes, Folder, Torchvision
@@ -49,7 +50,6 @@ from jepa_lightning.evaluation.features import Features
 from jepa_lightning.evaluation.intervals import student
 from jepa_lightning.evaluation.protocols import Protocols, Splits, split_features
 from jepa_lightning.evaluation.provenance import commit, hardware
-from jepa_lightning.finding import find_config
 from jepa_lightning.metrics import rankme
 
 LEARNERS = Path(__file__).parent / "learners"

@@ -22,10 +22,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from jepa_lightning.weights.ours import CONFIG_KEY
 from jepa_lightning.checkpoint_io import AtomicCheckpointIO
-from jepa_lightning.loading import build
 from jepa_lightning.export.source import Source
+from jepa_lightning.loading import build
 from jepa_lightning.masking import MaskedBatch, MultiBlock
 from jepa_lightning.methods import IJEPA
 from jepa_lightning.models import Predictor, RoPE, VisionTransformer
@@ -33,6 +32,7 @@ from jepa_lightning.models.pooling import AttentiveClassifier
 from jepa_lightning.preprocessing import Preprocessing
 from jepa_lightning.schedules import Constant
 from jepa_lightning.weights import Networks
+from jepa_lightning.weights.ours import CONFIG_KEY
 
 torch.set_num_threads(1)
 

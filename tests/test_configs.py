@@ -15,9 +15,9 @@ import torch
 import yaml
 
 import jepa_lightning as jl
-from jepa_lightning.loading import build
 from jepa_lightning.cli import main
 from jepa_lightning.data import JEPADataModule
+from jepa_lightning.loading import build
 from jepa_lightning.methods import Method
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -13,12 +13,12 @@ import pytest
 import torch
 import yaml
 
-from jepa_lightning.weights.ours import CONFIG_KEY
 from jepa_lightning.checkpoint_io import AtomicCheckpointIO
-from jepa_lightning.loading import build
 from jepa_lightning.cli import main
 from jepa_lightning.data.moving_digits import write_video
 from jepa_lightning.evaluation import read
+from jepa_lightning.loading import build
+from jepa_lightning.weights.ours import CONFIG_KEY
 
 SCRIPT = Path(__file__).parent / "distributed_run.py"
 LOSSES = Path(__file__).parent / "distributed_losses.py"

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jepa_lightning.explore.command import data_for, open_subject
 from PIL import Image
 
 from jepa_lightning.cli import main
 from jepa_lightning.data.moving_digits import write_video
 from jepa_lightning.explore import figures
-from jepa_lightning.explore.command import data_for, open_subject
 from jepa_lightning.explore.items import Item, of_data
 from jepa_lightning.explore.subject import Subject, similarity
 

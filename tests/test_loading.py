@@ -9,9 +9,9 @@ import yaml
 from lightning import Trainer
 
 import jepa_lightning as jl
-from jepa_lightning.weights.ours import CONFIG_KEY
 from jepa_lightning.checkpoint_io import AtomicCheckpointIO
 from jepa_lightning.loading import build
+from jepa_lightning.weights.ours import CONFIG_KEY
 
 CONFIG: dict[str, Any] = {
     "class_path": "jepa_lightning.IJEPA",
@@ -79,7 +79,9 @@ def test_a_checkpoint_does_not_decide_what_is_imported(tmp_path: Path, monkeypat
     (tmp_path / "evil_package.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
     config = {**CONFIG, "init_args": {**CONFIG["init_args"], "encoder": {"class_path": "evil_package.Encoder"}}}
-    with pytest.raises(ValueError, match=r"encoder is of the class evil_package.Encoder.* nothing was imported. .*--trust evil_package"):
+    with pytest.raises(
+        ValueError, match=r"encoder is of the class evil_package.Encoder.* nothing was imported. .*--trust evil_package"
+    ):
         jl.load(save(tmp_path / "evil.ckpt", config))
 
 

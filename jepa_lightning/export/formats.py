@@ -141,7 +141,9 @@ def prepared(name: str, source: Source, with_predictor: bool | None = None) -> S
     wanted = _with(known[name], source, with_predictor)
     reason = known[name].unsupported(wanted)
     if reason:
-        takers = [other for other, each in known.items() if each.unsupported(_with(each, source, with_predictor)) is None]
+        takers = [
+            other for other, each in known.items() if each.unsupported(_with(each, source, with_predictor)) is None
+        ]
         raise ValueError(
             f"{source.path} ({source.kind}) cannot be exported to {name}: {reason}. Use --to {' or '.join(takers)}"
         )

@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from jepa_lightning.weights.huggingface_names import IJEPA, VJEPA2, VJEPA2_PREDICTOR, VJEPA2_PROBE, rescaled
-from jepa_lightning.weights.networks import Networks, mlp_ratio
-from jepa_lightning.weights.names import to_theirs
-from jepa_lightning.weights.safetensors_file import BRANCH
 from jepa_lightning.export.source import Functions, Source
 from jepa_lightning.models import Predictor, VisionTransformer
 from jepa_lightning.models.layers import MLP, NORM_EPS
 from jepa_lightning.preprocessing import Preprocessing
+from jepa_lightning.weights.huggingface_names import IJEPA, VJEPA2, VJEPA2_PREDICTOR, VJEPA2_PROBE, rescaled
+from jepa_lightning.weights.names import to_theirs
+from jepa_lightning.weights.networks import Networks, mlp_ratio
+from jepa_lightning.weights.safetensors_file import BRANCH
 
 BILINEAR = 2
 """Its number in Pillow, and so in the processors' files."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from jepa_lightning.export.graphs import dynamic_sizes, external
 from jepa_lightning.export.meta import FILE, hints_for
 from jepa_lightning.export.source import Source
-from jepa_lightning.export.graphs import dynamic_sizes, external
 
 
 def huggingface(source: Source) -> str:

@@ -51,7 +51,7 @@ FORMATS: tuple[type[Weights], ...] = (Own, MetaProbe, Safetensors, HuggingFace, 
 _held: WeakValueDictionary[tuple[str, int, int], Weights] = WeakValueDictionary()
 
 
-def open(path: str | Path) -> Weights:  # noqa: A001
+def open(path: str | Path) -> Weights:
     """Find out what a checkpoint is; no network is built yet.
 
     A file that somebody still holds is not read again, as long as it has not changed.

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from jepa_lightning.models import SIZES, Positions, RoPE, SinCos3D
+from jepa_lightning.models.vision_transformer import pair, token_grid
 from jepa_lightning.weights.base import Hints
 from jepa_lightning.weights.networks import mlp_ratio
 from jepa_lightning.weights.policy import DoesNotFit, HintNeeded
-from jepa_lightning.models import SIZES, Positions, RoPE, SinCos3D
-from jepa_lightning.models.vision_transformer import pair, token_grid
 
 HEADS = {int(size["embed_dim"]): int(size["num_heads"]) for name, size in SIZES.items() if name != "giant_xformers"}
 HEADS_V2 = {**HEADS, 1408: 22}

@@ -69,9 +69,7 @@ def check_resumable(weights: Weights) -> None:
         )
 
 
-def optimizer_state(
-    path: Path, content: dict[str, Any], networks: States, module: Any
-) -> dict[str, Any] | None:
+def optimizer_state(path: Path, content: dict[str, Any], networks: States, module: Any) -> dict[str, Any] | None:
     """The state of the file's AdamW, as that of ``module.adamw()``; None if the file has none.
 
     Args:

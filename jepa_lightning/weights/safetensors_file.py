@@ -105,5 +105,7 @@ def checksum(state: Mapping[str, Tensor]) -> str:
     """CRC-32 of tensors in the order of their names, hexadecimal."""
     value = 0
     for name in sorted(state):
-        value = zlib.crc32(state[name].contiguous().flatten().view(torch.uint8).numpy(), zlib.crc32(name.encode(), value))
+        value = zlib.crc32(
+            state[name].contiguous().flatten().view(torch.uint8).numpy(), zlib.crc32(name.encode(), value)
+        )
     return f"{value:08x}"

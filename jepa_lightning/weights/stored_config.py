@@ -111,7 +111,7 @@ def _load(text: Any) -> Section:
             counts[anchor] = 1
         if total > MOST_NODES or len(stack) > DEEPEST:
             raise Unreadable(f"the configuration in it has more than {MOST_NODES:,} values or {DEEPEST} levels")
-    content = yaml.load(text, Loader=loader)  # noqa: S506  # one of the safe loaders
+    content = yaml.load(text, Loader=loader)  # one of the safe loaders
     return dict(content)
 
 
@@ -185,7 +185,9 @@ def check(path: Path, value: Any, place: str, hint: Any = None) -> None:
 def _check_class(path: Path, value: Section, place: str) -> None:
     name, arguments = value["class_path"], value.get("init_args") or {}
     if set(value) - {"class_path", "init_args"} or not isinstance(arguments, dict):
-        raise Unreadable(f"{path}: {place} has {', '.join(map(str, value))}: a class has class_path and init_args alone")
+        raise Unreadable(
+            f"{path}: {place} has {', '.join(map(str, value))}: a class has class_path and init_args alone"
+        )
     hints = _arguments(resolve(path, name, place))
     for key, entry in arguments.items():
         check(path, entry, f"{place}.{key}", hints.get(key))
@@ -218,7 +220,9 @@ def resolve(path: Path, name: Any, place: str) -> Any:
         found = None
     owner = str(getattr(found, "__module__", "")).partition(".")[0]
     if not callable(found) or owner not in {PACKAGE, *policy().packages}:
-        raise Unreadable(f"{path}: {place} is of the class {str(name)[:100]}, which is not in this version of {package}")
+        raise Unreadable(
+            f"{path}: {place} is of the class {str(name)[:100]}, which is not in this version of {package}"
+        )
     return found
 
 

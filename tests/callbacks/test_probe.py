@@ -10,14 +10,14 @@ import yaml
 from lightning import Trainer
 from PIL import Image
 
-from jepa_lightning.weights.ours import CONFIG_KEY
-from jepa_lightning.checkpoint_io import AtomicCheckpointIO
-from jepa_lightning.loading import build
 from jepa_lightning.callbacks import Probe, Report
+from jepa_lightning.checkpoint_io import AtomicCheckpointIO
 from jepa_lightning.data import ImageDataModule
 from jepa_lightning.evaluation import Result, logged, read
+from jepa_lightning.loading import build
 from jepa_lightning.masking import RandomTokens
 from jepa_lightning.probing import AttentiveProbe
+from jepa_lightning.weights.ours import CONFIG_KEY
 
 TrainerFactory = Callable[..., Trainer]
 CONSTANT = {"class_path": "jepa_lightning.schedules.Constant", "init_args": {"value": 0.5}}

@@ -14,18 +14,18 @@ from jsonargparse import Namespace
 from safetensors.torch import load_file
 
 import jepa_lightning as jl
-from jepa_lightning.loading import build
+from jepa_lightning import weights
 from jepa_lightning.cli import main
+from jepa_lightning.commands.adopt import adopt
 from jepa_lightning.data import ImageDataModule, PretrainTransform
 from jepa_lightning.data.preprocess import Preprocess
-from jepa_lightning.export.huggingface import write_huggingface
-from jepa_lightning import weights
-from jepa_lightning.commands.adopt import adopt
-from jepa_lightning.export.source import Source
-from jepa_lightning.weights import Networks, Unreadable
 from jepa_lightning.evaluation import logged, read
+from jepa_lightning.export.huggingface import write_huggingface
+from jepa_lightning.export.source import Source
+from jepa_lightning.loading import build
 from jepa_lightning.models.pooling import AttentiveClassifier
 from jepa_lightning.preprocessing import Preprocessing
+from jepa_lightning.weights import Networks, Unreadable
 
 SIZES = {"img_size": 32, "patch_size": 16, "embed_dim": 192, "depth": 1, "num_heads": 3}  # a published width
 TINY = [
@@ -113,7 +113,9 @@ def test_a_new_training_starts_from_an_encoder_alone(
     options = [*TINY, f"--data.root={image_folder}", "--trainer.max_steps=1", "--model.lr.peak=0", "--model.lr.start=0"]
     with caplog.at_level("INFO"):
         main(["fit", *options, "--model.lr.final=0", "--model.init_from", folder])
-    assert "--init_from model has one encoder; both encoders start from it; freshly initialised: predictor" in caplog.text
+    assert (
+        "--init_from model has one encoder; both encoders start from it; freshly initialised: predictor" in caplog.text
+    )
     encoder = jl.load_encoder("runs/ijepa/version_0/checkpoints/last.ckpt")
     for name, tensor in jl.load_encoder(folder).state_dict().items():
         torch.testing.assert_close(encoder.state_dict()[name], tensor, rtol=0, atol=1e-6)

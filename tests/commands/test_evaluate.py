@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 import jepa_lightning as jl
-from jepa_lightning.checkpoint import untrained_encoder
+from jepa_lightning import weights
 from jepa_lightning.cli import main
 from jepa_lightning.evaluation.intervals import interval
 from jepa_lightning.evaluation.provenance import commit
@@ -139,7 +139,7 @@ def test_the_untrained_encoder_and_the_pixels_stand_beside_it_with_their_own_fea
 ) -> None:
     found, encoder = results(evaluated), jl.load_encoder(checkpoint)
     data = jl.data.ImageDataModule(root=str(digits), img_size=16, patch_size=8, masks=None)
-    fresh = untrained_encoder(checkpoint, encoder)
+    fresh = weights.open(checkpoint).untrained(encoder)
     for name, encode in {
         "trained": lambda x: encoder(x).mean(dim=1),
         "random initialisation": lambda x: fresh(x).mean(dim=1),

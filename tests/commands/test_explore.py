@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from dash import Dash
 
 import jepa_lightning as jl
-from jepa_lightning.cli import main
-from jepa_lightning.data import ImageDataModule, VideoDataModule
 from jepa_lightning import weights
+from jepa_lightning.cli import main
 from jepa_lightning.commands.explore import data_for, sampler, subject_of
+from jepa_lightning.data import ImageDataModule, VideoDataModule
 from jepa_lightning.models import VisionTransformer
 
 SMALL = [

@@ -120,5 +120,3 @@ def test_help_says_what_every_option_does(capsys: pytest.CaptureFixture[str]) ->
     for option in ("--ckpt_path", "--to", "--out", "--branch", "--with_predictor", "--fixed_size", "--task"):
         assert option in text
     assert "if they differ by more than 0.0001, nothing is left behind" in text
-
-

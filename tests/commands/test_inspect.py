@@ -8,16 +8,16 @@ import pytest
 import torch
 import yaml
 
-from jepa_lightning.weights.ours import CONFIG_KEY
-from jepa_lightning.loading import build
-from jepa_lightning.export.huggingface import write_huggingface
 from jepa_lightning.commands.inspect import main
+from jepa_lightning.export.huggingface import write_huggingface
 from jepa_lightning.export.safetensors_file import write_safetensors
 from jepa_lightning.export.timm import write_timm
+from jepa_lightning.loading import build
 from jepa_lightning.models import Predictor, RoPE, VisionTransformer
 from jepa_lightning.models.energy_transformer import EnergyBlocks
 from jepa_lightning.models.pooling import AttentiveClassifier
 from jepa_lightning.weights import NotTrusted
+from jepa_lightning.weights.ours import CONFIG_KEY
 
 Shown = Callable[[Path], str]
 SCHEDULE = {"class_path": "jepa_lightning.schedules.Constant", "init_args": {"value": 0.5}}
@@ -56,7 +56,10 @@ def test_of_a_file_of_metas_everything_a_person_asks(shown: Shown, tmp_path: Pat
         "networks encoder 1.0 M, predictor 16,824, target_encoder 1.0 M parameters (float32)",
     ]
     assert lines[6] == "trained 12 epochs, 1,200 steps; the optimizer is there"
-    assert lines[7] == "licence Meta's weights of I-JEPA and V-JEPA, also converted ones, are CC BY-NC 4.0: no commercial use. If"
+    assert (
+        lines[7]
+        == "licence Meta's weights of I-JEPA and V-JEPA, also converted ones, are CC BY-NC 4.0: no commercial use. If"
+    )
     assert f"jepa validate --config ijepa.yaml --ckpt_path {path} --data.root FOLDER" in lines
     assert f'encoder = jepa_lightning.load_encoder("{path}")' in lines
 

@@ -7,7 +7,6 @@ import onnx
 import pytest
 import torch
 
-from jepa_lightning.export.source import Source, functions
 from jepa_lightning.export.graphs import (
     Traceable,
     dynamic_sizes,
@@ -16,6 +15,7 @@ from jepa_lightning.export.graphs import (
     write_onnx,
     write_torch_export,
 )
+from jepa_lightning.export.source import Source, functions
 from jepa_lightning.models import Positions, RoPE, SinCos2D, SinCos3D
 from jepa_lightning.models.backbones import TorchvisionBackbone
 from jepa_lightning.models.energy_transformer import EnergyBlocks

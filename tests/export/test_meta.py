@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from jepa_lightning.loading import load_meta
 from jepa_lightning.export.meta import FILE, hints_for, write_meta
 from jepa_lightning.export.source import Source
+from jepa_lightning.loading import load_meta
 from jepa_lightning.models import SinCos3D
 from jepa_lightning.weights import Progress
 

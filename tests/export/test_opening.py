@@ -8,17 +8,16 @@ import pytest
 import torch
 import yaml
 
-from jepa_lightning.weights.ours import CONFIG_KEY
-from jepa_lightning.loading import build
+from jepa_lightning import weights
 from jepa_lightning.export.meta import write_meta
 from jepa_lightning.export.opening import open_source as opened
-from jepa_lightning import weights
-from jepa_lightning.export.source import Source
-from jepa_lightning.export.source import functions
+from jepa_lightning.export.source import Source, functions
 from jepa_lightning.export.timm import write_timm
+from jepa_lightning.loading import build
 from jepa_lightning.preprocessing import Preprocessing
 from jepa_lightning.probing import AttentiveProbe
 from jepa_lightning.weights import Hints, Progress
+from jepa_lightning.weights.ours import CONFIG_KEY
 
 Content = dict[str, Any]
 SCHEDULE = {"class_path": "jepa_lightning.schedules.Constant", "init_args": {"value": 0.5}}
@@ -27,7 +26,10 @@ ENCODER = {
     "init_args": {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3},
 }
 PREDICTOR = {"class_path": "jepa_lightning.models.Predictor", "init_args": {"embed_dim": 12, "depth": 1}}
-DATA = {"class_path": "jepa_lightning.data.ImageDataModule", "init_args": {"normalization": [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]}}
+DATA = {
+    "class_path": "jepa_lightning.data.ImageDataModule",
+    "init_args": {"normalization": [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]},
+}
 
 
 def open_source(path: Path, branch: weights.Branch = "target", **options: Any) -> Source:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from jepa_lightning.export.results import results
 from jepa_lightning.evaluation import Report, Result
+from jepa_lightning.export.results import results
 
 
 def result(encoder: str, value: float) -> Result:

@@ -98,5 +98,7 @@ def test_another_encoder_goes_into_graphs_and_with_its_configuration_into_our_ow
     encoder = TorchvisionBackbone("mobilenet_v3_small", img_size=32)
     source = source._replace(networks=source.networks._replace(encoder=encoder))
     assert set(reasons(source)) == {"huggingface", "timm", "meta", "safetensors"}
-    config = {"model": {"init_args": {"encoder": {"class_path": "jepa_lightning.models.backbones.TorchvisionBackbone"}}}}
+    config = {
+        "model": {"init_args": {"encoder": {"class_path": "jepa_lightning.models.backbones.TorchvisionBackbone"}}}
+    }
     assert set(reasons(source._replace(config=config))) == {"huggingface", "timm", "meta"}

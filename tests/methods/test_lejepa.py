@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import jepa_lightning as jl
-from jepa_lightning.weights.ours import CONFIG_KEY
 from jepa_lightning.checkpoint_io import AtomicCheckpointIO
 from jepa_lightning.loading import build
 from jepa_lightning.losses import SIGReg
@@ -22,6 +21,7 @@ from jepa_lightning.methods import LeJEPA
 from jepa_lightning.models import Projector, RoPE, VisionTransformer
 from jepa_lightning.models.backbones import TorchvisionBackbone
 from jepa_lightning.schedules import Constant
+from jepa_lightning.weights.ours import CONFIG_KEY
 
 EncoderFactory = Callable[..., VisionTransformer]
 TrainerFactory = Callable[..., Trainer]

@@ -38,13 +38,13 @@ MEASURE = """
 import json, resource, sys, time
 import jepa_lightning as jl
 from jepa_lightning.commands.inspect import report
-from jepa_lightning.interop.layouts import open_layout
+from jepa_lightning import weights
 import torch
 before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
 what, path = sys.argv[1:]
 if what == "inspect":
     result = torch.nn.Module()
-    assert "I-JEPA" in report(open_layout(path), path)
+    assert "I-JEPA" in report(weights.open(path), path)
 else:
     result = jl.load_encoder(path, what) if what != "module" else jl.load_meta(path)
 seconds = time.monotonic() - begin
@@ -58,12 +58,13 @@ EXPORT = """
 import json, resource, sys
 from pathlib import Path
 import torch
-from jepa_lightning.interop.export import export
-from jepa_lightning.interop.networks import Networks, papers_preprocessing
 from jepa_lightning.export.source import Source
+from jepa_lightning.export.writing import export
 from jepa_lightning.models import VisionTransformer
+from jepa_lightning.preprocessing import Preprocessing
+from jepa_lightning.weights import Networks
 encoder = VisionTransformer(32, 16, embed_dim=1536, depth=20, num_heads=16).requires_grad_(False).eval()
-source = Source(Path("large.ckpt"), Networks(encoder, "target", papers_preprocessing(encoder.img_size)), "None.")
+source = Source(Path("large.ckpt"), Networks(encoder, "target", Preprocessing(encoder.img_size)), "None.")
 export(source, "onnx", sys.argv[1])
 print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 """

@@ -16,18 +16,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import jepa_lightning as jl
-from jepa_lightning.weights.ours import CONFIG_KEY
-from jepa_lightning.checkpoint_io import AtomicCheckpointIO
-from jepa_lightning.loading import build, load
 from jepa_lightning.callbacks import Report
+from jepa_lightning.checkpoint_io import AtomicCheckpointIO
 from jepa_lightning.data import ClipFormat, ClipSampler, VideoDataModule
 from jepa_lightning.data.moving_digits import write_video
 from jepa_lightning.evaluation import read
+from jepa_lightning.loading import build, load
 from jepa_lightning.masking import MaskCollator, MaskedBatch
 from jepa_lightning.models.pooling import AttentiveClassifier
 from jepa_lightning.probing import AttentiveProbe
 from jepa_lightning.probing.classifier import at_the_edge
 from jepa_lightning.schedules import Constant
+from jepa_lightning.weights.ours import CONFIG_KEY
 
 TrainerFactory = Callable[..., Trainer]
 CLASSES = ["a", "b", "c"]

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 import jepa_lightning as jl
-from jepa_lightning.checkpoint import read
 from jepa_lightning.data import ImageDataModule
-from jepa_lightning.interop.description import build_encoder
 from jepa_lightning.masking import MaskedBatch
 from jepa_lightning.models.layers import DropPath
 from jepa_lightning.probing import FineTune
 from jepa_lightning.schedules import Constant, WarmupCosine
+from jepa_lightning.weights.description import encoder_builder
 
 TrainerFactory = Callable[..., Trainer]
 DataFactory = Callable[..., ImageDataModule]
@@ -140,7 +139,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     torch.manual_seed(99)  # what the head starts from must not matter
     trainer = quiet_trainer(max_epochs=3)
     trainer.fit(resumed, datamodule=coloured(), ckpt_path=tmp_path / "middle.ckpt", weights_only=True)
-    early = read(tmp_path / "middle.ckpt")["state_dict"]
+    early = torch.load(tmp_path / "middle.ckpt", weights_only=True)["state_dict"]
     for name, tensor in whole.state_dict().items():
         if isinstance(tensor, Tensor):
             assert torch.equal(resumed.state_dict()[name], tensor), name
@@ -228,8 +227,9 @@ def test_a_checkpoint_describes_its_encoder_so_that_it_can_be_built_without_anot
     module, trainer = finetune(checkpoint), quiet_trainer(max_epochs=1, limit_train_batches=1)
     trainer.fit(module, datamodule=coloured())
     trainer.save_checkpoint(tmp_path / "f.ckpt")
-    states = read(tmp_path / "f.ckpt")["state_dict"]
-    encoder = build_encoder(tmp_path / "f.ckpt", states["_extra_state"]["encoder"])
-    encoder.load_state_dict({n.removeprefix("encoder."): v for n, v in states.items() if n.startswith("encoder.")})
+    states = torch.load(tmp_path / "f.ckpt", weights_only=True)["state_dict"]
+    tensors = {n.removeprefix("encoder."): v for n, v in states.items() if n.startswith("encoder.")}
+    encoder = encoder_builder(tmp_path / "f.ckpt", states["_extra_state"]["encoder"], tensors)()
+    encoder.load_state_dict(tensors)
     images = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(encoder.eval()(images), module.cpu().encode(images))

@@ -14,13 +14,13 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 import jepa_lightning as jl
-from jepa_lightning.weights.ours import CONFIG_KEY
-from jepa_lightning.loading import build, read
 from jepa_lightning.lars import LARS
+from jepa_lightning.loading import build
 from jepa_lightning.masking import MaskedBatch
 from jepa_lightning.models.average_pool import PIXEL_FEATURES, AveragePool, raw_pixels
 from jepa_lightning.probing import LinearProbe
 from jepa_lightning.schedules import Constant, StepDecay
+from jepa_lightning.weights.ours import CONFIG_KEY
 
 TrainerFactory = Callable[..., Trainer]
 CheckpointFactory = Callable[..., str]
@@ -173,7 +173,7 @@ def test_heads_read_the_features_that_their_names_say(checkpoint: str) -> None:
 
 def test_the_untrained_encoder_is_that_of_the_seed(checkpoint: str) -> None:
     torch.manual_seed(5)
-    fresh = build(yaml.safe_load(read(checkpoint)[CONFIG_KEY])["model"]).encoder
+    fresh = build(yaml.safe_load(torch.load(checkpoint, weights_only=True)[CONFIG_KEY])["model"]).encoder
     torch.rand(3)
     module = probe(checkpoint)
     for name, tensor in fresh.state_dict().items():

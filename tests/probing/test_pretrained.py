@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,13 +11,14 @@ import jepa_lightning as jl
 from jepa_lightning.data import ImageDataModule
 from jepa_lightning.masking import MaskedBatch
 from jepa_lightning.probing import PretrainedEncoder
+from jepa_lightning.weights import HintNeeded, Hints
 
 HEADS = {"num_heads": 4}
 
 
 @pytest.fixture
 def pretrained(golden_checkpoint: Path) -> PretrainedEncoder:
-    return PretrainedEncoder(str(golden_checkpoint), overrides=HEADS)
+    return PretrainedEncoder(str(golden_checkpoint), overrides=Hints(**HEADS))
 
 
 def test_it_gives_the_tokens_of_the_encoder_of_the_file(pretrained: PretrainedEncoder, golden_checkpoint: Path) -> None:
@@ -34,7 +34,9 @@ def test_the_branch_can_be_chosen(tmp_path: Path, golden_checkpoint: Path) -> No
     content["encoder"]["module.norm.bias"] += 1
     torch.save(content, tmp_path / "a.pt")
     images = torch.randn(2, 3, 48, 48)
-    target, context = (PretrainedEncoder(str(tmp_path / "a.pt"), branch, HEADS) for branch in ("target", "context"))
+    target, context = (
+        PretrainedEncoder(str(tmp_path / "a.pt"), branch, Hints(**HEADS)) for branch in ("target", "context")
+    )
     torch.testing.assert_close(context.encode(images), target.encode(images) + 1)
 
 
@@ -43,7 +45,7 @@ def test_features_are_the_mean_of_the_tokens_also_over_clips(pretrained: Pretrai
     features = pretrained.predict_step(MaskedBatch(images, ()), 0)
     torch.testing.assert_close(features, pretrained.encode(images).mean(dim=1))
     path = Path(__file__).parent.parent / "golden" / "vjepa1_tiny" / "checkpoint.pt"
-    video = PretrainedEncoder(str(path), overrides=HEADS)
+    video = PretrainedEncoder(str(path), overrides=Hints(**HEADS))
     clips = torch.randn(2, 3, 3, 8, 32, 32)  # three clips of two videos
     expected = torch.stack([video.encode(clips[:, k]).mean(dim=1) for k in range(3)]).mean(dim=0)
     torch.testing.assert_close(video.predict_step(MaskedBatch(clips, ()), 0), expected)
@@ -60,9 +62,12 @@ def test_it_is_evaluated_and_not_trained(
         quiet_trainer(max_epochs=1).fit(pretrained, datamodule=data)
 
 
-@pytest.mark.parametrize("overrides", [None, {}, {"depth": 3}])
-def test_what_is_said_about_the_file_is_checked(overrides: Any, golden_checkpoint: Path) -> None:
-    with pytest.raises(
-        (ValueError, TypeError), match=r"give num_heads=|depth cannot be given. What can be given: num_h"
-    ):
+@pytest.mark.parametrize("overrides", [None, Hints()])
+def test_what_the_file_does_not_say_has_to_be_said(overrides: Hints | None, golden_checkpoint: Path) -> None:
+    with pytest.raises(HintNeeded, match="give num_heads="):
         PretrainedEncoder(str(golden_checkpoint), overrides=overrides)
+
+
+def test_what_the_file_says_itself_cannot_be_said(tmp_path: Path, save_checkpoint: Callable[..., str]) -> None:
+    with pytest.raises(TypeError, match="num_heads cannot be given"):
+        PretrainedEncoder(save_checkpoint(tmp_path / "a.ckpt"), overrides=Hints(num_heads=4))

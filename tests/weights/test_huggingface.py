@@ -152,6 +152,7 @@ def test_several_files_and_an_index_are_one_model(saved: Saver) -> None:
 @pytest.fixture
 def ours(image_source: Any, clip_source: Any, tmp_path: Path) -> Callable[[bool], Path]:
     """A folder that is in order, for tests that spoil it."""
+
     def write(clips: bool = False) -> Path:
         folder = tmp_path / "ours"
         folder.mkdir()

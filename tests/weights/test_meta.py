@@ -15,7 +15,7 @@ from jepa_lightning.loading import load_meta
 from jepa_lightning.methods import IJEPA, VJEPA
 from jepa_lightning.models import SIZES, Predictor, RoPE, SinCos3D, VisionTransformer
 from jepa_lightning.schedules import Constant
-from jepa_lightning.weights import Branch, Hints, HintNeeded, Networks, UnknownFormat, Unreadable
+from jepa_lightning.weights import Branch, Hints, Networks, UnknownFormat
 
 NETWORKS = ("encoder", "predictor", "target_encoder")
 FOLDER = Path(__file__).parent.parent / "golden"

@@ -12,8 +12,8 @@ from lightning import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from jepa_lightning.callbacks import OptimizerState
 from jepa_lightning import weights
+from jepa_lightning.callbacks import OptimizerState
 from jepa_lightning.checkpoint_io import WeightsIO
 from jepa_lightning.loading import load_meta, start_from
 from jepa_lightning.masking import MaskedBatch, TokenMasks
@@ -158,7 +158,10 @@ def test_a_new_training_can_start_with_the_moments_of_the_old_one(train: Trained
     [
         (lambda content: content["opt"]["state"].pop(0), "its optimizer has no state of encoder.patch_embed.proj.w"),
         (lambda content: content["opt"]["param_groups"].pop(), r"its optimizer has \d+ parameters, its encoder and"),
-        (lambda content: content["opt"].update(state={}), "has no training to go on with .finished epochs: 2, opt.* steps: None"),
+        (
+            lambda content: content["opt"].update(state={}),
+            "has no training to go on with .finished epochs: 2, opt.* steps: None",
+        ),
         (lambda content: content.update(epoch=0), "has no training to go on with .finished epochs: 0.*--init_from"),
         (lambda content: content.pop("epoch"), "has no training to go on with .finished epochs: None"),
         (lambda content: content.pop("predictor"), "has no predictor"),

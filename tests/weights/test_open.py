@@ -14,19 +14,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import jepa_lightning as jl
-from jepa_lightning.weights.ours import CONFIG_KEY
-from jepa_lightning.loading import build
 from jepa_lightning import weights
 from jepa_lightning.export.huggingface import write_huggingface
 from jepa_lightning.export.safetensors_file import write_safetensors
 from jepa_lightning.export.source import Source
 from jepa_lightning.export.timm import write_timm
-from jepa_lightning.weights import Networks, UnknownFormat, Weights, is_hub_name
+from jepa_lightning.loading import build
+from jepa_lightning.weights import Networks, Weights, is_hub_name
 from jepa_lightning.weights.description import describe_encoder, describe_predictor
 from jepa_lightning.weights.huggingface import HuggingFace
 from jepa_lightning.weights.meta import Meta
 from jepa_lightning.weights.meta_probes import MetaProbe
-from jepa_lightning.weights.ours import Own
+from jepa_lightning.weights.ours import CONFIG_KEY, Own
 from jepa_lightning.weights.safetensors_file import Safetensors
 from jepa_lightning.weights.timm import Timm
 
@@ -50,7 +49,10 @@ def of_ours(networks: Networks, path: Path, method: str = "IJEPA", **more: Any) 
     module.predictor.load_state_dict(networks.predictor.state_dict())  # type: ignore[union-attr]
     name = "target_encoder" if "target_encoder" in dict(module.named_children()) else "encoder"
     module.get_submodule(name).load_state_dict(networks.encoder.state_dict())
-    data = {"class_path": "jepa_lightning.data.ImageDataModule", "init_args": {"normalization": [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]}}
+    data = {
+        "class_path": "jepa_lightning.data.ImageDataModule",
+        "init_args": {"normalization": [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]},
+    }
     text = yaml.safe_dump({"model": config, "data": data})
     torch.save({"state_dict": module.state_dict(), CONFIG_KEY: text, "global_step": 3, "epoch": 1}, path)
     return path
@@ -294,7 +296,10 @@ def test_probes_are_no_encoder(tmp_path: Path) -> None:
     probe = {"pooler.query_tokens": torch.zeros(1, 1, 16), "linear.weight": torch.zeros(3, 16)}
     path = content(tmp_path / "probe.pt", classifiers=[probe])
     assert type(weights.open(path)) is MetaProbe
-    with pytest.raises(ValueError, match=r"probe.pt holds attentive probes, not an encoder: `jepa validate --config attentive_probe.yaml"):
+    with pytest.raises(
+        ValueError,
+        match=r"probe.pt holds attentive probes, not an encoder: `jepa validate --config attentive_probe.yaml",
+    ):
         jl.load_encoder(path)
 
 

@@ -15,7 +15,7 @@ from jepa_lightning.export.source import Source
 from jepa_lightning.models.backbones import TorchvisionBackbone
 from jepa_lightning.preprocessing import Preprocessing
 from jepa_lightning.weights import Networks, Unreadable
-from jepa_lightning.weights.safetensors_file import CHECKSUM, KEY, Safetensors
+from jepa_lightning.weights.safetensors_file import KEY
 
 
 def read_networks(path: Path) -> Networks:
