@@ -39,7 +39,7 @@ class Photometric:
     solarize: float = 0.2
 
     def steps(self) -> list[nn.Module]:
-        """The transforms, without those that never happen."""
+        """The transforms with a probability above 0."""
         steps: list[tuple[float, nn.Module]] = [
             (self.flip, v2.RandomHorizontalFlip(self.flip)),
             (self.jitter, v2.RandomApply([v2.ColorJitter(*self.jitter_strength)], p=self.jitter)),

@@ -63,7 +63,7 @@ class Preprocess:
         """An image, or all frames that there are to choose from."""
         if isinstance(source, str | Path):
             path = Path(source).expanduser()
-            if not path.is_file():
+            if not path.exists():
                 raise FileNotFoundError(f"no such file: {path}")
             if path.suffix.lower() in (EXTENSIONS if self.num_frames == 1 else STILL_EXTENSIONS):
                 return read_image(path, self.preprocessing.background)

@@ -77,6 +77,7 @@ def test_of_a_video_one_frame_is_taken_where_an_image_is_wanted() -> None:
     ("source", "message"),
     [
         ("absent.jpg", "no such file: absent.jpg"),
+        (".", "is a folder: give a file"),
         (3, "give a PIL image, a path, or uint8 values .*, not int"),
         (torch.zeros(3, 16, 16), r"not torch.float32 \[3, 16, 16\]"),
         (torch.zeros(3, 16, 16, dtype=torch.uint8), r"not torch.uint8 \[3, 16, 16\]"),
