@@ -13,6 +13,7 @@ says of its networks and its data set, then the options on the command line.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -279,18 +280,19 @@ def _is_of(argument: str, name: str) -> bool:
 def trusted_packages(arguments: Sequence[str]) -> set[str]:
     """Packages of the classes that the user named, in configurations and options: they may be in a checkpoint too.
 
-    The folder of a configuration becomes importable, so that a method can stand beside it.
+    The folder of a configuration becomes importable, so that a method can stand beside it; with ``--trust`` this folder.
     """
     files = [Path(name) for name in option_values(arguments, "--config") + option_values(arguments, "-c")]
-    for file in files:
-        folder = str(file.parent.resolve())
-        if _is_file(file) and folder not in sys.path:
-            sys.path.append(folder)
-    words = [value for value in _strings(_merged([str(file) for file in files])) if "." in value]
-    words += [value for argument in arguments if argument.startswith("--") for value in [argument.partition("=")[2]]]
-    words += [value for option in ("--model", "--data", "--trust") for value in option_values(arguments, option)]
-    names = {word.partition(".")[0] for word in words if all(part.isidentifier() for part in word.split("."))}
-    return names | set(option_values(arguments, "--trust"))
+    trusted = option_values(arguments, "--trust")
+    folders = [file.parent for file in files if _is_file(file)] + [Path()] * bool(trusted)
+    sys.path += [folder for folder in dict.fromkeys(str(each.resolve()) for each in folders) if folder not in sys.path]
+    config = _merged([str(file) for file in files])
+    words = [*_strings({section: config.get(section) for section in ("model", "data")})]
+    for argument in arguments:  # --model.encoder=mypackage.Encoder
+        option, _, value = argument.partition("=")
+        words += [value] * option.startswith(("--model", "--data"))
+    words += [value for option in ("--model", "--data") for value in option_values(arguments, option)]
+    return {*trusted, *(word.partition(".")[0] for word in words if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", word))}
 
 
 def _is_file(path: Path) -> bool:

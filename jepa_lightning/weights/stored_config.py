@@ -1,7 +1,8 @@
 """The configuration inside a checkpoint is data from a stranger: it is read with limits, and describes only.
 
-Sections ``model`` and ``data`` count, and of the rest a few numbers: how long a training is, how it was measured. Every class must be
-of this package or of one that the user named. It can name no output, no logger, no callback and no file of code.
+Sections ``model`` and ``data`` count, and of the rest a few numbers: how long a training is, how it was measured. Every
+class must be of this package or of one that the user named. It can name no output, no logger, no callback and no file
+of code.
 """
 
 from __future__ import annotations
@@ -35,11 +36,14 @@ MEASURES = ("max_train", "max_held_out", "k")
 WRITES = {"cache": None, "download": False, "pretrained": False}
 """Options of data and networks that would write files or load them from elsewhere, and what they are set to."""
 MOVED = {
-    "methods.AttentiveProbe": "probing.AttentiveProbe",
-    "methods.FineTune": "probing.FineTune",
-    "methods.LinearProbe": "probing.LinearProbe",
-    "methods.PretrainedEncoder": "probing.PretrainedEncoder",
-    "methods.pretrained.PretrainedEncoder": "probing.PretrainedEncoder",
+    f"methods.{old}{name}": f"probing.{name}"
+    for name, module in (
+        ("AttentiveProbe", "probe."),
+        ("FineTune", "finetune."),
+        ("LinearProbe", "linear_probe."),
+        ("PretrainedEncoder", "pretrained."),
+    )
+    for old in ("", module)
 }
 """Classes that older checkpoints name at another place of this package."""
 GONE = {"final_norm": True}

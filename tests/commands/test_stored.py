@@ -195,6 +195,5 @@ def test_options_that_differ_from_the_training_are_listed() -> None:
 
 def test_packages_that_the_user_names_may_stand_in_a_checkpoint() -> None:
     Path("mine.yaml").write_text("model: {class_path: mymethod.MyJEPA, init_args: {encoder: {class_path: other.E}}}")
-    found = trusted_packages(["fit", "--config", "mine.yaml", "--data.source=third.S", "--trust", "fourth"])
-    assert {"mymethod", "other", "third", "fourth"} <= found
-    assert "os" not in found
+    arguments = ["fit", "--config", "mine.yaml", "--data.source=third.S", "--trust", "fourth", "--data.root=photos"]
+    assert trusted_packages(arguments) == {"mymethod", "other", "third", "fourth"}
