@@ -46,11 +46,11 @@ from tqdm import tqdm
 from jepa_lightning.data import DigitScenes, Folder, Torchvision
 from jepa_lightning.data.sources import Images, ImageSource
 from jepa_lightning.data.transforms import CleanTransform
+from jepa_lightning.evaluation import logged
 from jepa_lightning.evaluation.features import Features
 from jepa_lightning.evaluation.intervals import student
 from jepa_lightning.evaluation.protocols import Protocols, Splits, split_features
 from jepa_lightning.evaluation.provenance import commit, hardware
-from jepa_lightning.metrics import rankme
 
 LEARNERS = Path(__file__).parent / "learners"
 PEERS = ("lightly_ijepa", "lightly_simclr", "stable_pretraining_ijepa")
@@ -199,13 +199,13 @@ def score(features: Any, images: Path, width: int | None = None) -> dict[str, fl
         Features(torch.from_numpy(features[name]), torch.from_numpy(labels[f"{name}_y"]).long())
         for name in ("train", "report")
     )
-    every = split_features(train, report, None)
-    splits = every if width is None else Splits(*(Features(part.x[:, -width:], part.y) for part in every))
-    knn, linear = (100 * result.values[0] for result in PROTOCOLS.results(splits, "features"))
-    scores = {"knn": knn, "linear": linear, "rankme": float(rankme(splits.report.x))}
+    every = split_features(train, report)
+    splits = every if width is None else Splits(*(Features(part.x[:, -width:], part.y) for part in every[:4]))
+    found = logged(PROTOCOLS.results(splits, "features"))
+    scores = {"knn": 100 * found["knn_top1"], "linear": 100 * found["linear_top1"], "rankme": found["rankme"]}
     if width is not None:
-        (blocks,) = replace(PROTOCOLS, k=()).results(every, "features of the last blocks")
-        scores["linear_blocks"] = 100 * blocks.values[0]
+        blocks = logged(replace(PROTOCOLS, k=()).results(every, "features of the last blocks"))
+        scores["linear_blocks"] = 100 * blocks["linear_top1"]
     return scores
 
 

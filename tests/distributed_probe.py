@@ -11,6 +11,7 @@ import torch
 from lightning import Callback, LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from jepa_lightning.callbacks import Report
 from jepa_lightning.masking import MaskCollator, MaskedBatch, Sample
 from jepa_lightning.probing import AttentiveProbe
 from jepa_lightning.strategies import FSDP2Strategy
@@ -70,8 +71,8 @@ class Losses(Callback):
 def trainer_of(devices: int, strategy: str, *callbacks: Callback) -> Trainer:
     return Trainer(
         accelerator="cpu", devices=devices, strategy=FSDP2Strategy() if strategy == "fsdp2" else strategy, max_epochs=1,
-        logger=False, callbacks=list(callbacks), enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, gradient_clip_val=0.5, num_sanity_val_steps=0,
+        logger=False, callbacks=[*callbacks, Report(write=False)], enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=0.5, num_sanity_val_steps=0,
     )  # fmt: skip
 
 

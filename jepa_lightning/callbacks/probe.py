@@ -130,7 +130,7 @@ class Probe(Callback):
 
     # ------------------------------------------------------------------ the report
 
-    def report(self) -> Report | None:
+    def findings(self) -> Report | None:
         """What the latest evaluation found; None if there was none."""
         if not self.found:
             return None

@@ -21,7 +21,7 @@ STAGES = {"fit": "validation", "validate": "validation", "test": "test"}
 class Report(Callback):
     """Prints and writes the results of `jepa fit`, `validate` and `test`, once all is done.
 
-    They come from whatever has a method ``report()``: the callback Probe (`validation.json`, `test.json`) and probes
+    They come from whatever has a method ``findings()``: the callback Probe (`validation.json`, `test.json`) and probes
     and fine-tuning (`heads_validation.json`, `heads_test.json`). Beside each JSON stands a page `.md` with 95 %
     intervals, protocol, commit, configuration, hardware and time. `jepa report` combines those of several seeds.
 
@@ -44,7 +44,7 @@ class Report(Callback):
             return
         sources: list[tuple[str, Any]] = [("", callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
         for prefix, source in [*sources, ("heads_", pl_module)]:
-            found: Document | None = getattr(source, "report", lambda: None)()
+            found: Document | None = getattr(source, "findings", lambda: None)()
             if found is not None:
                 about = {**found.about, **self._about(trainer, pl_module, stage)}
                 whole = found._replace(about=about, config=_config(trainer))

@@ -237,8 +237,8 @@ def _sentences(chosen: Evaluation, protocols: Protocols, chosen_on_val: bool) ->
     return [
         f"Features: tokens of the {chosen.branch} encoder, {AveragePool(chosen.blocks)}, averaged; no augmentation; "
         f"{samples} of the training split.",
-        f"Reported: the {SPLITS[chosen.split]}, on which nothing was chosen. Chosen, where there are several values, on: "
-        f"{place}{again}.",
+        f"Reported: the {SPLITS[chosen.split]}, on which nothing was chosen.",
+        f"Of several values of a setting one was chosen on: {place}{again}.",
         *protocols.sentences(),
         "Random initialisation: the same encoder before training. Raw pixels: averaged to 16 x 16, of clips to 4 "
         "frames of 8 x 8.",

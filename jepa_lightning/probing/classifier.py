@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -293,7 +293,7 @@ class Classifier(Method):
 
     # ------------------------------------------------------------------ the report
 
-    def report(self) -> Report | None:
+    def findings(self) -> Report | None:
         """Accuracy of the chosen head of each group, and of all heads; None before an evaluation."""
         if self.found is None:
             return None
@@ -324,6 +324,13 @@ class Classifier(Method):
         else:
             choice = "the test split; the heads are those that were best on the validation split"
         return [f"Reported: {choice}. {len(self.heads)} heads, every sample counted once."]
+
+
+def by_clip(encode: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """(B, V, ...): what ``encode`` makes of each of the V clips and views of a sample; V is 1 of (B, C, [T,] H, W)."""
+    if inputs.ndim < 6:
+        return encode(inputs).unsqueeze(1)
+    return encode(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
 
 
 def at_the_edge(rates: Sequence[float], best: float) -> list[str]:

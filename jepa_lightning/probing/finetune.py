@@ -28,7 +28,7 @@ from torch.optim import AdamW
 from jepa_lightning import weights
 from jepa_lightning.models import Encoder, evaluating
 from jepa_lightning.models.layers import DropPath
-from jepa_lightning.probing.classifier import Classifier, Group
+from jepa_lightning.probing.classifier import Classifier, Group, by_clip
 from jepa_lightning.schedules import Constant, Schedule
 from jepa_lightning.weights import Branch, Hints
 
@@ -110,9 +110,7 @@ class FineTune(Classifier):
 
     def tokens(self, inputs: Tensor) -> Tensor:
         """(B, V, D): the averaged tokens of each clip and view, with gradient."""
-        if inputs.ndim < 6:
-            return cast(Tensor, self.encoder(inputs)).mean(dim=1, keepdim=True)
-        return cast(Tensor, self.encoder(inputs.flatten(0, 1))).mean(dim=1).unflatten(0, inputs.shape[:2])
+        return by_clip(lambda clips: cast(Tensor, self.encoder(clips)).mean(dim=1), inputs)
 
     # ------------------------------------------------------------------ optimisation
 

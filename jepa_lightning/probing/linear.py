@@ -31,6 +31,7 @@ from jepa_lightning import weights
 from jepa_lightning.masking import seeded
 from jepa_lightning.methods.groups import OptimizerFactory
 from jepa_lightning.models.average_pool import PIXEL_FEATURES, AveragePool, pooled, raw_pixels
+from jepa_lightning.probing.classifier import by_clip
 from jepa_lightning.probing.feature_cache import CachedFeatures, features_of_splits
 from jepa_lightning.probing.frozen import FrozenProbe, grid_of
 from jepa_lightning.schedules import Schedule
@@ -204,12 +205,8 @@ class LinearProbe(FrozenProbe):
         return torch.cat([part.float() for part in found], dim=1)
 
     def tokens(self, inputs: Tensor) -> Tensor:
-        """(B, V, F): features of each clip and view; served by a cache they are taken as they are."""
-        if inputs.ndim == 3:
-            return inputs
-        if inputs.ndim < 6:
-            return self.features(inputs).unsqueeze(1)
-        return self.features(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
+        """(B, V, F): features of each clip and view; those of the cache are taken as they are."""
+        return inputs if inputs.ndim == 3 else by_clip(self.features, inputs)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Float[Tensor, "batch dim"]:
         """Features of the encoder alone, as the first kind of head reads them."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from jepa_lightning import weights
 from jepa_lightning.masking import MaskedBatch
 from jepa_lightning.methods.base import Method
+from jepa_lightning.probing.classifier import by_clip
 from jepa_lightning.weights import Branch, Hints
 
 
@@ -46,10 +47,7 @@ class PretrainedEncoder(Method):
 
     def predict_step(self, batch: MaskedBatch, batch_idx: int) -> Float[Tensor, "batch dim"]:
         """Features: the tokens, averaged, also over several clips of a video."""
-        if batch.inputs.ndim < 6:
-            return super().predict_step(batch, batch_idx)
-        clips = self.encode(batch.inputs.flatten(0, 1)).mean(dim=1)
-        return clips.unflatten(0, batch.inputs.shape[:2]).mean(dim=1)
+        return by_clip(lambda clips: self.encode(clips).mean(dim=1), batch.inputs).mean(dim=1)
 
     def setup(self, stage: str) -> None:
         """Evaluation has no loss to compute: of those batches one is enough, the probes read the data themselves."""

@@ -114,7 +114,7 @@ def test_classes_are_learned_validated_and_tested_with_all_layers(
     assert trainer.callback_metrics["val/top1"] == 1.0
     changed = {n for n, p in module.encoder.named_parameters() if not torch.equal(p, before[n])}
     assert changed == {name for name, p in module.encoder.named_parameters() if p.requires_grad}
-    (result,) = module.report().results  # type: ignore[union-attr]
+    (result,) = module.findings().results  # type: ignore[union-attr]
     assert result[:5] == ("fine-tuning", "", "trained", (1.0,), 12)
     assert (result.data, result.split) == (coloured().title, "val")
     trainer.save_checkpoint(tmp_path / "f.ckpt")

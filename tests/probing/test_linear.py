@@ -223,7 +223,7 @@ def test_labels_that_can_be_read_off_are_learned_and_each_encoder_has_its_best_h
         assert best in members
         assert accuracy[best] == accuracy[members].max()
     assert trainer.callback_metrics["val/top1"] == accuracy[module.chosen()[0]] > 0.95
-    report = module.report()
+    report = module.findings()
     assert [(r.protocol, r.encoder) for r in report.results] == [
         ("linear probe", "trained"), ("linear probe", "random initialisation"), ("linear probe", "raw pixels"),
     ]  # fmt: skip
@@ -242,7 +242,7 @@ def test_a_baseline_is_never_the_best_head(checkpoint: str, quiet_trainer: Train
     images = torch.randn(40, 3, 16, 16)
     pixels = module.heads[2](module.features(images)).argmax(dim=1)
     (found,) = trainer.validate(module, Batches(val=[MaskedBatch(images, (), pixels, torch.arange(40))]), verbose=False)
-    results = module.report().results
+    results = module.findings().results
     assert results[2].values == (1.0,)
     assert found["val/top1"] == results[0].values[0] < 0.9
 
@@ -254,7 +254,7 @@ def test_several_labels_have_a_row_each(checkpoint: str, quiet_trainer: TrainerF
     quiet_trainer(max_epochs=1).fit(
         module, datamodule=Batches([batch(6, labels=labels)], [batch(6, labels=labels)], **kind)
     )
-    assert [result.label for result in module.report().results] == ["shape", "motion"] * 3
+    assert [result.label for result in module.findings().results] == ["shape", "motion"] * 3
     assert module.heads[0].get_parameter("linear.weight").shape[0] == 5
 
 
