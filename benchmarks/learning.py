@@ -40,7 +40,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
-from jepa_lightning.finding import find_config
+from jepa_lightning.commands.find import find_config
 from tqdm import tqdm
 
 from jepa_lightning.data import DigitScenes, Folder, Torchvision
