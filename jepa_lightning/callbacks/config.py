@@ -9,7 +9,6 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from jepa_lightning.callbacks.observer import tensorboards
-
 from jepa_lightning.weights.ours import CONFIG_KEY
 
 

@@ -137,7 +137,7 @@ class ReadingDataModule(JEPADataModule):
     transform: Callable[[tuple[int, int]], Any]
     """Builds the training transform for a height and width."""
 
-    def __init__(self, source: Source, **options: Any) -> None:
+    def __init__(self, source: Source[Listing], **options: Any) -> None:
         super().__init__(**options)
         self.source, self.report = source, Unreadable()
         self.finished: Callable[[], Collection[int]] = tuple

@@ -48,7 +48,10 @@ class Listing(ABC):
         return self.name(index)
 
 
-class Source(ABC):
+Listed = TypeVar("Listed", bound=Listing, covariant=True)
+
+
+class Source(ABC, Generic[Listed]):
     """Samples in up to three splits.
 
     Attributes:
@@ -66,7 +69,7 @@ class Source(ABC):
         """Download or render what is missing; called by one process of each machine, before ``split``."""
 
     @abstractmethod
-    def split(self, split: Split) -> Listing:
+    def split(self, split: Split) -> Listed:
         """The samples of a split.
 
         Raises:
@@ -85,16 +88,8 @@ class Images(Listing):
         """The decoded image in RGB; raises whatever the decoder raises."""
 
 
-class ImageSource(Source):
+class ImageSource(Source[Images]):
     """Images with labels in up to three splits."""
-
-    @abstractmethod
-    def split(self, split: Split) -> Images:
-        """The images of a split.
-
-        Raises:
-            FileNotFoundError: If the source has no such split, or is not there.
-        """
 
 
 class Files(Listing):
@@ -139,7 +134,7 @@ class FileImages(Files, Images):
 F = TypeVar("F", bound=Files)
 
 
-class ClassFolders(Source, Generic[F]):
+class ClassFolders(Source[F], Generic[F]):
     """Files in folders, by class or not; subclasses say which files.
 
     Args:

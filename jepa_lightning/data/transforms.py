@@ -32,16 +32,20 @@ Transform = Callable[[Image.Image], Tensor | Views]
 """A PIL image in; a uint8 tensor (C, H, W) out, or several."""
 
 
-class TrainTransform(ABC):
-    """What happens to a training image; subclass it to bring your own.
+class Augmentation(ABC):
+    """What training and evaluation must know of each other.
 
     Attributes:
-        several: Whether it makes Views; held-out images then have views too, beside the clean one.
+        several: Whether it makes Views; held-out samples then have views too, beside the clean one.
         crop_pct: Fraction of the resized picture that the centre crop of evaluation keeps.
     """
 
     several = False
     crop_pct: float = CROP_PCT
+
+
+class TrainTransform(Augmentation):
+    """What happens to a training image; subclass it to bring your own."""
 
     @abstractmethod
     def __call__(self, image: Image.Image) -> Tensor | Views:

@@ -45,16 +45,8 @@ class Videos(Listing):
         """The video, to be closed by the caller; raises whatever the decoder raises."""
 
 
-class VideoSource(Source):
+class VideoSource(Source[Videos]):
     """Videos with labels in up to three splits."""
-
-    @abstractmethod
-    def split(self, split: Split) -> Videos:
-        """The videos of a split.
-
-        Raises:
-            FileNotFoundError: If the source has no such split, or is not there.
-        """
 
 
 class Still(Video):

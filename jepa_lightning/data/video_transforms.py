@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import RandomErasing, RandomResizedCrop, v2
 from torchvision.transforms.v2 import InterpolationMode
 
-from jepa_lightning.data.transforms import Views
+from jepa_lightning.data.transforms import Augmentation, Views
 from jepa_lightning.preprocessing import CROP_PCT, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 ClipTransform = Callable[[Tensor], Tensor | Views]
@@ -25,16 +25,8 @@ RAND_AUGMENT = {"num_ops": 4, "magnitude": 21, "num_magnitude_bins": 31}
 ERASED_AREA, ERASED_RATIO = [0.02, 1 / 3], [0.3, 1 / 0.3]
 
 
-class TrainClipTransform(ABC):
-    """What happens to a training clip; subclass it to bring your own.
-
-    Attributes:
-        several: Whether it makes Views; held-out clips then have views too, beside the clean one.
-        crop_pct: Fraction of the resized frames that the centre crop of evaluation keeps.
-    """
-
-    several = False
-    crop_pct: float = CROP_PCT
+class TrainClipTransform(Augmentation):
+    """What happens to a training clip; subclass it to bring your own."""
 
     @abstractmethod
     def __call__(self, frames: Frames) -> Clip | Views:

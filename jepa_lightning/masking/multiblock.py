@@ -11,14 +11,14 @@ from torch import Generator
 
 from jepa_lightning.masking.blocks import between
 from jepa_lightning.masking.cut import Bools, Ints, Random, cut, lowest
-from jepa_lightning.masking.sampler import Counter, Grid, MaskSampler, Range, check_ranges, hw, one_by_one
+from jepa_lightning.masking.sampler import BlockSampler, Counter, Grid, Range, check_ranges, hw
 from jepa_lightning.masking.tokens import TokenMasks
 
 ROUNDS = 20
 """Times that a failing sample is placed again before its targets may overlap the context (officially: one of them)."""
 
 
-class MultiBlock(MaskSampler):
+class MultiBlock(BlockSampler):
     """Samples context and target blocks for a whole batch at once.
 
     Every row and column can be context and target; size and aspect ratio of a block are drawn separately, once for a
@@ -75,23 +75,6 @@ class MultiBlock(MaskSampler):
         check_ranges(scales, {"target_aspect_ratio": target_aspect_ratio})
         self.counter = Counter() if compat else None
         self._check_geometry()
-
-    def sample(
-        self, batch_size: int, generator: Generator | None = None, step: int | None = None
-    ) -> tuple[TokenMasks, ...]:
-        """Masks for a batch: one TokenMasks for each context block, all with the same targets.
-
-        Args:
-            batch_size: Number of samples.
-            generator: Source of randomness; None for the global one.
-            step: Number of the batch since the start of training; only the official sampler asks for it.
-        """
-        if self.counter is not None:
-            return self._official(batch_size, generator, self.counter.generator(step))
-        # NumPy from here: its operations on small arrays cost a fifth of PyTorch's, and there are some thirty of them.
-        seed = int(torch.randint(2**62, (1,), generator=generator))
-        random = np.random.Generator(np.random.SFC64(seed))
-        return one_by_one(self._draw, batch_size, random) if self.per_sample else self._draw(batch_size, random)
 
     def _draw(self, batch_size: int, random: Random) -> tuple[TokenMasks, ...]:
         """Masks with sizes in common."""

@@ -11,7 +11,7 @@ from torch import Generator
 
 from jepa_lightning.masking.blocks import Blocks, thw
 from jepa_lightning.masking.cut import Bools, Ints, Random, cut, lowest
-from jepa_lightning.masking.sampler import Counter, Grid, MaskSampler, one_by_one
+from jepa_lightning.masking.sampler import BlockSampler, Counter, Grid
 from jepa_lightning.masking.tokens import TokenMasks
 
 ROUNDS = 20
@@ -23,7 +23,7 @@ SHORT = Blocks(num_blocks=8, spatial_scale=(0.15, 0.15))
 LONG = Blocks(num_blocks=2, spatial_scale=(0.7, 0.7))
 
 
-class MultiBlock3D(MaskSampler):
+class MultiBlock3D(BlockSampler):
     """Samples blocks for a whole batch at once, for one or more families of masks.
 
     In each family duration, area and aspect ratio of the blocks are drawn once for a batch, their places for each
@@ -74,22 +74,6 @@ class MultiBlock3D(MaskSampler):
         self.counter = Counter() if compat else None
         for blocks in self.families:
             self._check_geometry(blocks)
-
-    def sample(
-        self, batch_size: int, generator: Generator | None = None, step: int | None = None
-    ) -> tuple[TokenMasks, ...]:
-        """Masks for a batch: one TokenMasks for each family, with one target block.
-
-        Args:
-            batch_size: Number of samples.
-            generator: Source of randomness; None for the global one.
-            step: Number of the batch since the start of training; only the official sampler asks for it.
-        """
-        if self.counter is not None:
-            return self._official(batch_size, generator, self.counter.generator(step))
-        seed = int(torch.randint(2**62, (1,), generator=generator))
-        random = np.random.Generator(np.random.SFC64(seed))
-        return one_by_one(self._draw, batch_size, random) if self.per_sample else self._draw(batch_size, random)
 
     def _draw(self, batch_size: int, random: Random) -> tuple[TokenMasks, ...]:
         """Masks with sizes in common."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Generator
 
@@ -46,6 +47,39 @@ class Counter:
         return torch.Generator().manual_seed(self.value)
 
 
+class BlockSampler(MaskSampler):
+    """A sampler of blocks: with sizes in common for a batch, for each sample alone, or as the official code draws.
+
+    Attributes:
+        counter: Seeds of the official sampler; None to draw as we do.
+        per_sample: Draw each sample as a batch of one; rows that are short end in -1.
+    """
+
+    counter: Counter | None
+    per_sample: bool
+
+    def sample(
+        self, batch_size: int, generator: Generator | None = None, step: int | None = None
+    ) -> tuple[TokenMasks, ...]:
+        """See MaskSampler; only the official sampler asks for ``step``."""
+        if self.counter is not None:
+            return self._official(batch_size, generator, self.counter.generator(step))
+        # NumPy from here: its operations on small arrays cost a fifth of PyTorch's, and there are some thirty of them.
+        random = np.random.Generator(np.random.SFC64(int(torch.randint(2**62, (1,), generator=generator))))
+        if not self.per_sample:
+            return self._draw(batch_size, random)
+        families = zip(*(self._draw(1, random) for _ in range(batch_size)), strict=True)
+        return tuple(TokenMasks(stacked([m.context for m in f]), stacked([m.targets for m in f])) for f in families)
+
+    @abstractmethod
+    def _draw(self, batch_size: int, random: Random) -> tuple[TokenMasks, ...]:
+        """Masks with sizes in common."""
+
+    @abstractmethod
+    def _official(self, batch_size: int, generator: Generator | None, sizes: Generator) -> tuple[TokenMasks, ...]:
+        """The masks of the official code: sizes from ``sizes``, places from ``generator``."""
+
+
 def check_ranges(fractions: Mapping[str, Range], ratios: Mapping[str, Range]) -> None:
     """Refuse scales and aspect ratios of blocks that no grid can satisfy.
 
@@ -58,20 +92,6 @@ def check_ranges(fractions: Mapping[str, Range], ratios: Mapping[str, Range]) ->
     for name, (low, high) in ratios.items():
         if not 0 < low <= high:
             raise ValueError(f"{name} must be [smallest, largest] above 0, got {[low, high]}")
-
-
-def one_by_one(
-    draw: Callable[[int, Random], tuple[TokenMasks, ...]], batch_size: int, random: Random
-) -> tuple[TokenMasks, ...]:
-    """Masks of a batch whose samples are drawn as batches of one; rows that are short end in -1.
-
-    Args:
-        draw: Masks of a batch of the size it is given.
-        batch_size: Number of samples.
-        random: Handed on to ``draw``.
-    """
-    families = zip(*(draw(1, random) for _ in range(batch_size)), strict=True)
-    return tuple(TokenMasks(stacked([m.context for m in f]), stacked([m.targets for m in f])) for f in families)
 
 
 def hw(grid: Grid | tuple[int, int] | int) -> tuple[int, int]:
