@@ -40,9 +40,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
-from jepa_lightning.commands.find import find_config
 from tqdm import tqdm
 
+from jepa_lightning.commands.find import find_config
 from jepa_lightning.data import DigitScenes, Folder, Torchvision
 from jepa_lightning.data.sources import Images, ImageSource
 from jepa_lightning.data.transforms import CleanTransform

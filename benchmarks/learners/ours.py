@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import yaml
 from common import WARMUP, arguments, by_blocks, marks, now, parameters, write_features
-from jepa_lightning.finding import find_config
 from lightning import Callback
 
 from jepa_lightning.cli import main
+from jepa_lightning.commands.find import find_config
 
 QUIET = [
     "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--probe.every_n_epochs=0",

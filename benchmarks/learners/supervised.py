@@ -8,9 +8,9 @@ import numpy as np
 import torch
 import yaml
 from common import Training, arguments, batches, by_blocks, crops, mixed, parameters, pictures
-from jepa_lightning.finding import find_config
 from torch import nn
 
+from jepa_lightning.commands.find import find_config
 from jepa_lightning.loading import build
 from jepa_lightning.models import evaluating
 

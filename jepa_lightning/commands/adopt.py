@@ -49,9 +49,9 @@ def adopt(config: Any, opened: Weights, fitting: bool) -> None:
         opened.outline()
     except HintNeeded as error:
         raise HintNeeded(
-            f"--ckpt_path {opened.path} does not say how many attention heads it has, and its width is no published one: "
-            f"give --model PretrainedEncoder --model.checkpoint {opened.path} --model.overrides.num_heads N in place of "
-            "--ckpt_path"
+            f"--ckpt_path {opened.path} does not say how many attention heads it has, and its width is no published "
+            f"one: give --model PretrainedEncoder --model.checkpoint {opened.path} --model.overrides.num_heads N in "
+            "place of --ckpt_path"
         ) from error
     given = {"checkpoint": str(opened.path), "branch": "target", "overrides": None}
     kind = f"{PretrainedEncoder.__module__}.{PretrainedEncoder.__name__}"

@@ -95,7 +95,8 @@ def _no_place_beside_vjepa2(source: Source) -> str | None:
             f"and this one has {heads}: train it with --model.num_heads {encoder.num_heads}"
         )
     if source.networks.out_layers is not None:
-        return f"VJEPA2ForVideoClassification reads the last block only, this probe blocks {list(source.networks.out_layers)}"
+        blocks = list(source.networks.out_layers)
+        return f"VJEPA2ForVideoClassification reads the last block only, this probe blocks {blocks}"
     return None
 
 

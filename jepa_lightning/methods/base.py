@@ -163,7 +163,8 @@ class JEPA(Method):
         self.betas, self.ipe_scale, self.compile_networks = betas, ipe_scale, compile
         self.regularizer, self.stop_gradient, self.target_layers = regularizer, stop_gradient, target_layers
         self.optimizer = optimizer
-        self.held_out_loss = MeanMetric(nan_strategy="disable")  # a loss that is no number must show
+        with torch.device("cpu"):  # networks may be built without memory, where their weights are read anyway
+            self.held_out_loss = MeanMetric(nan_strategy="disable")  # a loss that is no number must show
         self._finished_steps: int | None = None
         self.observers: list[Callable[[Observed], None]] = []
         """Called with the tensors of each step; health and alarm add themselves."""

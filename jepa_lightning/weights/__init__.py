@@ -91,8 +91,8 @@ def _unknown(path: Path, content: dict[object, object], config: dict[str, object
         )
     if path.is_dir():
         return (
-            f"{path / 'config.json'} is neither transformers' (model_type) nor timm's (architecture) nor ours (encoder): "
-            f"it has {', '.join(sorted(map(str, config))[:6]) or 'nothing'}"
+            f"{path / 'config.json'} is neither transformers' (model_type) nor timm's (architecture) nor ours "
+            f"(encoder): it has {', '.join(sorted(map(str, config))[:6]) or 'nothing'}"
         )
     names = ", ".join(sorted(str(name)[:40] for name in content)[:8])
     return (

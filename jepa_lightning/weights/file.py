@@ -71,7 +71,7 @@ class File:
         place = (storage.data_ptr(), storage.nbytes())
         if self._checksums and place not in self._checked:
             values = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
-            if (len(values), zlib.crc32(values)) not in self._checksums:
+            if (len(values), zlib.crc32(values.data)) not in self._checksums:
                 raise Unreadable(f"{self.path} is damaged: the checksum of {name} is wrong: copy the file again")
             self._checked.add(place)
         floating = tensor.is_floating_point() or tensor.is_complex()
@@ -79,7 +79,8 @@ class File:
             count = int((~torch.isfinite(tensor)).sum())
             raise DoesNotFit(
                 f"{self.path}: {name} has {count:,} of {tensor.numel():,} values that are infinite or not a number: "
-                "give an earlier checkpoint of that training, or --allow_non_finite (allow_non_finite=True) to look at it"
+                "give an earlier checkpoint of that training, or --allow_non_finite (allow_non_finite=True) to look at "
+                "it"
             )
 
     def check_all(self, tensors: Any, name: str = "") -> None:

@@ -91,7 +91,7 @@ class Meta(Weights):
             return self._plain
         return {net: {k: v for k, v in state.items() if k not in LEGACY} for net, state in self._plain.items()}
 
-    def _encoder(self, branch: Branch, hints: Hints) -> tuple[str, Branch, partial[Encoder]]:
+    def _encoder(self, branch: Branch, hints: Hints) -> tuple[str, Branch, partial[VisionTransformer]]:
         """The name of a network, the branch that it is, and what builds it."""
         states = self.states(hints)
         if self.kind(hints) == "V-JEPA 2.1":

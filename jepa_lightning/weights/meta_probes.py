@@ -106,8 +106,8 @@ class MetaProbe(Weights):
         heads = self.heads(module.num_heads)
         if len(heads) != len(module.heads):
             raise DoesNotFit(
-                f"{self.path} has {len(heads)} heads, lr and weight_decay make {len(module.heads)}: give --model.lr with "
-                f"{len(heads)} values and --model.weight_decay with one; without training they mean nothing"
+                f"{self.path} has {len(heads)} heads, lr and weight_decay make {len(module.heads)}: give --model.lr "
+                f"with {len(heads)} values and --model.weight_decay with one; without training they mean nothing"
             )
         for number, (theirs, mine) in enumerate(zip(heads, module.heads, strict=True)):
             check(self.path, f"head {number}", mine.state_dict(), theirs.state_dict())

@@ -18,7 +18,7 @@ from jepa_lightning.weights.file import File, read
 from jepa_lightning.weights.meta_sizes import encoder_arguments
 from jepa_lightning.weights.names import without_prefix
 from jepa_lightning.weights.networks import Branch, Networks, filled, outlined
-from jepa_lightning.weights.policy import CheckpointError, Unreadable
+from jepa_lightning.weights.policy import CheckpointError, DoesNotFit, Unreadable
 
 COMPILED = "_orig_mod."
 """What torch.compile puts before the names of a module."""
@@ -122,7 +122,8 @@ class Own(Weights):
         state, named = part_of(self.state, "encoder"), self.arguments.get("checkpoint")
         if not state or not isinstance(named, str):
             raise CheckpointError(
-                f"{self.path} holds {self.family}, which has no encoder of its own: give the checkpoint of a pretraining"
+                f"{self.path} holds {self.family}, which has no encoder of its own: give the checkpoint of a "
+                "pretraining"
             )
         began = read(found_beside(self.path, named))  # files of older versions do not describe what they fine-tuned
         if Own.claims(began):
@@ -234,8 +235,8 @@ def found_beside(path: Path, named: str) -> Path:
         if place.exists():
             return place
     raise FileNotFoundError(
-        f"{path} needs the encoder that it was trained on, but {named} is neither in {Path.cwd()} nor in a folder above "
-        "that file: give the place of the encoder, load(path, checkpoint=...)"
+        f"{path} needs the encoder that it was trained on, but {named} is neither in {Path.cwd()} nor in a folder "
+        "above that file: give the place of the encoder, load(path, checkpoint=...)"
     )
 
 

@@ -47,7 +47,8 @@ class Policy(NamedTuple):
     allow_non_finite: bool = False
 
 
-_policy: ContextVar[Policy] = ContextVar("policy", default=Policy())
+NOTHING = Policy()
+_policy: ContextVar[Policy] = ContextVar("policy", default=NOTHING)
 
 
 def policy() -> Policy:

@@ -105,7 +105,6 @@ def checksum(state: Mapping[str, Tensor]) -> str:
     """CRC-32 of tensors in the order of their names, hexadecimal."""
     value = 0
     for name in sorted(state):
-        value = zlib.crc32(
-            state[name].contiguous().flatten().view(torch.uint8).numpy(), zlib.crc32(name.encode(), value)
-        )
+        values = state[name].contiguous().flatten().view(torch.uint8).numpy()
+        value = zlib.crc32(values.data, zlib.crc32(name.encode(), value))
     return f"{value:08x}"

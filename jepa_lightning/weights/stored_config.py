@@ -1,8 +1,8 @@
 """The configuration inside a checkpoint is data from a stranger: it is read with limits, and describes only.
 
-Sections ``model`` and ``data`` count, and of the rest a few numbers: how long a training is, how it was measured. Every
-class must be of this package or of one that the user named. It can name no output, no logger, no callback and no file
-of code.
+Sections ``model`` and ``data`` count, and of the rest a few numbers: how long a training is, how it was measured.
+Every class must be of this package or of one that the user named. It can name no output, no logger, no callback and no
+file of code.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def parse(path: Path, text: Any) -> Section:
         text: YAML.
 
     Returns:
-        ``model``, ``data``, ``seed_everything``, ``trainer`` and ``probe``, of these two only numbers; what is missing is
-        empty.
+        ``model``, ``data``, ``seed_everything``, ``trainer`` and ``probe``, of these two only numbers; what is missing
+        is empty.
 
     Raises:
         Unreadable: If it is damaged, or too large to be a configuration.
@@ -95,8 +95,11 @@ def _load(text: Any) -> Section:
         raise TypeError("no text")
     if len(text) > LARGEST_TEXT:
         raise Unreadable(f"the configuration in it has {len(text):,} characters, which no configuration has")
-    counts: dict[str, int] = {}
-    total, stack = 0, [(None, 0)]  # anchors of the collections that are open, and the total before each
+    counts: dict[str | None, int] = {}
+    total = 0
+    stack: list[tuple[str | None, int]] = [
+        (None, 0)
+    ]  # anchors of the collections that are open, and the total before each
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     for event in yaml.parse(text, Loader=loader):
         anchor = getattr(event, "anchor", None)
@@ -172,8 +175,8 @@ def check(path: Path, value: Any, place: str, hint: Any = None) -> None:
     """
     if isinstance(value, str) and hint is not None and _only_objects(hint):
         raise NotTrusted(
-            f"{path}: {place} is the text {value[:80]!r} where a class is described: a checkpoint must not name code or "
-            "files of code; it was not loaded. Give a checkpoint that `jepa fit` wrote"
+            f"{path}: {place} is the text {value[:80]!r} where a class is described: a checkpoint must not name code "
+            "or files of code; it was not loaded. Give a checkpoint that `jepa fit` wrote"
         )
     if isinstance(value, list | tuple):
         for number, entry in enumerate(value):

@@ -48,7 +48,7 @@ class Timm(OneEncoder):
         """Whether it has the tensors of a Vision Transformer, or the folder the configuration of timm."""
         return "architecture" in file.config if file.path.is_dir() else FIRST in file.content
 
-    def _build(self, hints: Hints) -> partial[Encoder]:
+    def _build(self, hints: Hints) -> partial[VisionTransformer]:
         """What builds the encoder: sizes by the tensors, by the configuration, and as given."""
         path, state, said = self.file.path, self._state, self._config.get("model_args", {})
         with describing(path):

@@ -88,7 +88,7 @@ def test_a_file_does_not_decide_what_is_imported() -> None:
         encoder_builder(Path("x"), {"class_path": "antigravity.Encoder"}, {})
     nested = describe_encoder(encoder_of())
     nested["init_args"]["positions"] = {"class_path": "antigravity.Positions"}
-    with pytest.raises(NotTrusted, match="network.positions is of the class antigravity.Positions"):
+    with pytest.raises(NotTrusted, match=r"network.positions is of the class antigravity.Positions"):
         encoder_builder(Path("x"), nested, {})
     assert "antigravity" not in sys.modules
 

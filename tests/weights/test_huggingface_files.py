@@ -55,7 +55,7 @@ def test_a_damaged_index_or_configuration_is_named(tmp_path: Path) -> None:
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="save it with safe_serialization=True"):
         tensors_of(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no such checkpoint: .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"no such checkpoint: .*nowhere"):
         read(tmp_path / "nowhere")
 
 
