@@ -6,7 +6,7 @@ import builtins
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def _here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.fixture
-def roots(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def roots(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the data modules of a command read, by the title of their source."""
     found: list[str] = []
     before = ImageDataModule.listing
@@ -57,7 +57,7 @@ def roots(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return before(self, split)
 
     monkeypatch.setattr(ImageDataModule, "listing", listing)
-    yield found
+    return found
 
 
 @pytest.fixture
@@ -80,7 +80,9 @@ LINES = {
     "predict": ["predict", "--config", "ijepa.yaml", "--ckpt_path", "last.ckpt", "--maps.count=0", *QUIET],
     "fit": ["fit", "--ckpt_path", "last.ckpt", "--trainer.max_epochs", "2", *QUIET],
     "fit_with_config": ["fit", "--config", "ijepa.yaml", "--ckpt_path", "last.ckpt", "--trainer.max_epochs=2", *QUIET],
-    "linear_probe": ["fit", "--config=linear_probe.yaml", "--model.checkpoint=last.ckpt", "--trainer.max_epochs=1", *QUIET],
+    "linear_probe": [
+        "fit", "--config=linear_probe.yaml", "--model.checkpoint=last.ckpt", "--trainer.max_epochs=1", *QUIET,
+    ],
     "finetune": ["fit", "--config=finetune.yaml", "--model.checkpoint=last.ckpt", "--trainer.max_epochs=1", *QUIET],
     "attentive_probe": [
         "fit", "--config=attentive_probe.yaml", "--model.checkpoint=last.ckpt", "--trainer.max_epochs=1",

@@ -103,8 +103,8 @@ def find_checkpoint(
     if path.parent == Path() and runs:
         kind = str(_model_of(runs[0]).get("class_path")).split(".")[-1]
         raise FileNotFoundError(
-            f"{option} {name}: none of the {len(runs)} runs below {root} that have one is of the right kind (the newest "
-            f"is {runs[0]}, {kind}): give the path of one that is"
+            f"{option} {name}: none of the {len(runs)} runs below {root} that have one is of the right kind (the "
+            f"newest is {runs[0]}, {kind}): give the path of one that is"
         )
     known = sorted({file.name for file in Path(root).rglob("checkpoints/*.ckpt")})
     raise FileNotFoundError(

@@ -1,12 +1,12 @@
 """What a checkpoint says wins until the user says otherwise; what differs is said aloud.
 
-`jepa fit|validate|test|predict` take arguments in this order: the configurations that were named, then what the checkpoint
-says of its networks and its data set, then the options on the command line.
+`jepa fit|validate|test|predict` take arguments in this order: the configurations that were named, then what the
+checkpoint says of its networks and its data set, then the options on the command line.
 
 | | from the checkpoint | from ``--config`` | from options |
 |---|---|---|---|
 | networks (sizes, blocks, positions), seed | always | - | ``--model...``, ``--seed_everything`` |
-| data set, its mean and standard deviation | unless options name another | only if the checkpoint does not say | ``--data...`` |
+| data set, mean and standard deviation | unless options name another | if the checkpoint is silent | ``--data...`` |
 | learning rates, masks, augmentation, batch size, trainer | without ``--config`` | with ``--config`` | all |
 | logger, callbacks, folders | never | with ``--config`` | all |
 """
@@ -123,8 +123,8 @@ def _resumed(given: list[str], path: str, config: Section, stored: Section, open
     if not stored:
         if not config.get("model") and not option_values(given, "--model"):
             raise CheckpointError(
-                f"--ckpt_path {path} holds no configuration: say on which data, with --config NAME (its encoder is then "
-                "evaluated on the data of that configuration)"
+                f"--ckpt_path {path} holds no configuration: say on which data, with --config NAME (its encoder is "
+                "then evaluated on the data of that configuration)"
             )
         return Call(given, opened)
     named, kept = _kind(config.get("model") or {}), _kind(stored["model"])
@@ -230,8 +230,8 @@ def _probing(given: list[str], path: str, config: Section, stored: Section) -> l
     if not stored.get("data"):
         if not _names_data(given) and named:
             rank_zero_info(
-                f"--model.checkpoint {path} does not say its data set: the probe learns from that of the configuration, "
-                f"{data_title(named)}; --data.root FOLDER gives another"
+                f"--model.checkpoint {path} does not say its data set: the probe learns from that of the "
+                f"configuration, {data_title(named)}; --data.root FOLDER gives another"
             )
         return given
     data = _data_set(given, named, stored["data"], path, "--model.checkpoint")
@@ -280,7 +280,8 @@ def _is_of(argument: str, name: str) -> bool:
 def trusted_packages(arguments: Sequence[str]) -> set[str]:
     """Packages of the classes that the user named, in configurations and options: they may be in a checkpoint too.
 
-    The folder of a configuration becomes importable, so that a method can stand beside it; with ``--trust`` this folder.
+    The folder of a configuration becomes importable, so that a method can stand beside it; with ``--trust`` also this
+    folder.
     """
     files = [Path(name) for name in option_values(arguments, "--config") + option_values(arguments, "-c")]
     trusted = option_values(arguments, "--trust")
@@ -292,7 +293,8 @@ def trusted_packages(arguments: Sequence[str]) -> set[str]:
         option, _, value = argument.partition("=")
         words += [value] * option.startswith(("--model", "--data"))
     words += [value for option in ("--model", "--data") for value in option_values(arguments, option)]
-    return {*trusted, *(word.partition(".")[0] for word in words if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", word))}
+    classes = [word for word in words if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", word)]
+    return {*trusted, *(name.partition(".")[0] for name in classes)}
 
 
 def _is_file(path: Path) -> bool:

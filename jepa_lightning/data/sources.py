@@ -65,7 +65,7 @@ class Source(ABC, Generic[Listed]):
         """Name of the data set, for tables and reports."""
         return type(self).__name__
 
-    def prepare(self) -> None:  # noqa: B027  # most sources have nothing to do
+    def prepare(self) -> None:  # most sources have nothing to do
         """Download or render what is missing; called by one process of each machine, before ``split``."""
 
     @abstractmethod

@@ -32,7 +32,7 @@ Transform = Callable[[Image.Image], Tensor | Views]
 """A PIL image in; a uint8 tensor (C, H, W) out, or several."""
 
 
-class Augmentation(ABC):
+class Augmentation:
     """What training and evaluation must know of each other.
 
     Attributes:
@@ -44,7 +44,7 @@ class Augmentation(ABC):
     crop_pct: float = CROP_PCT
 
 
-class TrainTransform(Augmentation):
+class TrainTransform(Augmentation, ABC):
     """What happens to a training image; subclass it to bring your own."""
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -25,7 +25,7 @@ RAND_AUGMENT = {"num_ops": 4, "magnitude": 21, "num_magnitude_bins": 31}
 ERASED_AREA, ERASED_RATIO = [0.02, 1 / 3], [0.3, 1 / 0.3]
 
 
-class TrainClipTransform(Augmentation):
+class TrainClipTransform(Augmentation, ABC):
     """What happens to a training clip; subclass it to bring your own."""
 
     @abstractmethod

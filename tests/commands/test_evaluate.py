@@ -307,7 +307,7 @@ def test_several_checkpoints_are_seeds_with_mean_and_interval(seeds: list[str], 
         (["--data.root=two", "--split=test"], "two has no test split: add a folder two/test"),
         (["--weight_decay=[0.0]", "--data.root=two"], "weight_decay must be above 0 for logistic regression, got 0.0"),
         (["--ckpt_path=absent.ckpt"], "no such checkpoint: absent.ckpt"),
-        (["--blocks=9", "--data.root=two"], "of 9 blocks are wanted, the encoder has 3"),
+        (["--blocks=9", "--data.root=two"], "of 9 blocks are wanted, VisionTransformer shows 3"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:the images have no labels")

@@ -107,7 +107,7 @@ def test_of_ours_the_training_is_told(shown: Shown, tmp_path: Path) -> None:
     assert "format checkpoint of jepa_lightning" in shown_text
     assert "family IJEPA" in shown_text
     assert "trained step 1,234, in epoch 5 of 9" in shown_text
-    assert "data ImageDataModule, cats, batches of 7" in shown_text
+    assert "data cats (ImageDataModule), batches of 7" in shown_text
     assert "licence These weights are licensed as whoever trained them decides" in shown_text
     assert f"jepa validate --ckpt_path {run / 'last.ckpt'} --data.root FOLDER" in shown_text
 
