@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ import torch
 from torch import nn
 
 from jepa_lightning import weights
-from jepa_lightning.methods import IJEPA, VJEPA, Method
+from jepa_lightning.methods import IJEPA, VJEPA, VJEPA21, Method
 from jepa_lightning.models import Encoder, Predictor, VisionTransformer
-from jepa_lightning.schedules import Constant, Cosine, Linear, WarmupCosine
-from jepa_lightning.weights import Branch, CheckpointError, DoesNotFit, Hints, UnknownFormat, Weights
+from jepa_lightning.schedules import Constant, Cosine, Linear, Ramp, WarmupCosine
+from jepa_lightning.weights import Branch, CheckpointError, DoesNotFit, Hints, UnknownFormat, Weights, meta_dense
 from jepa_lightning.weights.base import OneEncoder
 from jepa_lightning.weights.meta import NETWORKS, Meta
 from jepa_lightning.weights.meta_sizes import encoder_arguments, predictor_arguments
@@ -40,6 +41,12 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "weight_decay": Constant(0.04),
         "momentum": Constant(0.99925),
         "share_mask_token": True,
+    },
+    "V-JEPA 2.1": {
+        "lr": WarmupCosine(start=1e-4, peak=6e-4, final=6e-4, warmup_epochs=40),
+        "weight_decay": Constant(0.04),
+        "momentum": Constant(0.99925),
+        "context_weight": Ramp(0.5, first_epoch=50, last_epoch=100),
     },
 }
 """The published ones."""
@@ -189,19 +196,20 @@ def load_meta(
     """The method with all three networks of a checkpoint in Meta's format; every tensor is used, or it is an error.
 
     A file with a 2-D patch projection is I-JEPA, with a 3-D one V-JEPA, and among those one without position tables,
-    or with the ten mask tokens of the released files, is V-JEPA 2. Training goes on from such a file with `jepa fit
+    or with the ten mask tokens of the released files, is V-JEPA 2; one with a patch projection of images beside it is
+    V-JEPA 2.1. Training goes on from such a file with `jepa fit
     --ckpt_path FILE`, which also reads its optimizer and its epoch: see weights/meta_training.py.
 
     Args:
         path: The file, for example ``IN1K-vit.h.14-300e.pth.tar``, ``vitl16.pth.tar`` or ``vitl.pt``.
         num_heads: Attention heads; needed where the width is none of the published sizes, because no tensor shows it.
         img_size: Size in pixels of the training inputs; read off the (square) position table if None, 256 or what
-            patches cover of it for V-JEPA 2, which has none (any size works).
+            patches cover of it for V-JEPA 2, 384 for V-JEPA 2.1, which have none (any size works).
         predictor_num_heads: Attention heads of the predictor, if not those of the encoder (V-JEPA 2: 12).
-        num_frames: Frames of the training clips; read off the position table if None, 16 for V-JEPA 2.
+        num_frames: Frames of the training clips; read off the position table if None, 16 for V-JEPA 2 and 2.1.
         rotary: Whether the networks have rotary positions; None to tell from the tensors.
         **overrides: Other constructor arguments of the method (lr, weight_decay, momentum, betas, ipe_scale, compile,
-            loss_exp, share_mask_token). The schedules default to the published ones.
+            loss_exp, share_mask_token, context_weight). The schedules default to the published ones.
 
     Raises:
         FileNotFoundError: No such file.
@@ -213,6 +221,8 @@ def load_meta(
     hints = Hints(num_heads, img_size, num_frames, predictor_num_heads, rotary)
     rotary = found.is_rotary(hints)
     states, kind = found.states(hints), found.kind(hints)
+    if kind == "V-JEPA 2.1" and "encoder" not in states and "target_encoder" in states:  # distilled: one encoder
+        states = {**states, "encoder": states["target_encoder"]}
     missing = [name for name in NETWORKS if name not in states]
     if missing:
         raise DoesNotFit(f"{path} is no JEPA checkpoint in Meta's format: it has no {', '.join(missing)}")
@@ -221,12 +231,8 @@ def load_meta(
             f"{path} is of {kind}, which is not supported yet; the methods here are {', '.join(SCHEDULES)}"
             + (" (jepa_lightning.load_encoder reads its encoder)" if kind == "V-JEPA 2-AC" else "")
         )
-    sizes = encoder_arguments(found.path, states["encoder"], Hints(num_heads, img_size, num_frames, rotary=rotary))
-    narrow = predictor_arguments(found.path, states["predictor"], predictor_num_heads, rotary)
-    method = IJEPA if kind == "I-JEPA" else VJEPA
-    arguments = {**SCHEDULES[kind], **overrides}
     with torch.device("meta"):  # no memory and no time for weights that are read anyway
-        module = method(VisionTransformer(**sizes), partial(Predictor, **narrow), **arguments)
+        module = _like(found.path, kind, states, replace(hints, rotary=rotary), {**SCHEDULES[kind], **overrides})
     networks = {name: module.get_submodule(name) for name in NETWORKS}
     for name, network in networks.items():
         check(found.path, name, network.state_dict(), states[name])
@@ -235,6 +241,20 @@ def load_meta(
         network.load_state_dict(taken, assign=True)
     logging.getLogger(__name__).info("%s is %s: encoder, target encoder and predictor were read", path, kind)
     return module.to("cpu")  # where everything is; Lightning noted where it was built
+
+
+def _like(
+    path: Path, kind: str, states: dict[str, dict[str, torch.Tensor]], hints: Hints, arguments: dict[str, Any]
+) -> IJEPA | VJEPA:
+    """The method that a file in Meta's format is of, built for its networks."""
+    if kind == "V-JEPA 2.1":
+        dense = meta_dense.encoder(path, states["encoder"], hints)()
+        build = meta_dense.predictor(path, states["predictor"], dense.embed_dim, hints.predictor_num_heads)
+        return VJEPA21(dense, build, **arguments)
+    encoder = VisionTransformer(**encoder_arguments(path, states["encoder"], hints))
+    narrow = predictor_arguments(path, states["predictor"], hints.predictor_num_heads, bool(hints.rotary))
+    method = IJEPA if kind == "I-JEPA" else VJEPA
+    return method(encoder, partial(Predictor, **narrow), **arguments)
 
 
 def start_from(module: nn.Module, found: Weights) -> Callable[[Any], dict[str, Any] | None]:

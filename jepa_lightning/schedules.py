@@ -93,6 +93,27 @@ class WarmupStableDecay(Schedule):
         return self.peak + progress * (self.final - self.peak)
 
 
+class Ramp(Schedule):
+    """0, then a line up to a value, which stays (the weight of V-JEPA 2.1's loss on visible tokens).
+
+    Args:
+        value: Value at the end.
+        first_epoch: Epochs before it rises from 0; fractions are fine.
+        last_epoch: Epochs before it has risen to ``value``.
+    """
+
+    def __init__(self, value: float, first_epoch: float, last_epoch: float) -> None:
+        if not 0 <= first_epoch <= last_epoch:
+            raise ValueError(f"a ramp needs 0 <= first_epoch <= last_epoch, got {first_epoch} and {last_epoch}")
+        self.value, self.first_epoch, self.last_epoch = value, first_epoch, last_epoch
+
+    def __call__(self, step: int, total_steps: float, steps_per_epoch: int) -> float:
+        """By the number of finished steps, as in the official code."""
+        first, last = (int(epoch * steps_per_epoch) for epoch in (self.first_epoch, self.last_epoch))
+        progress = (step - 1 - first) / max(1, last - first)
+        return self.value * min(1.0, max(0.0, progress)) if step - 1 < last else self.value
+
+
 class StepDecay(Schedule):
     """A value that is multiplied by ``factor`` every so many epochs (the linear probe of I-JEPA, appendix A.2).
 

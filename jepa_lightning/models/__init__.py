@@ -4,6 +4,8 @@ from jepa_lightning.models.affine import Affine, AffineViews, affine_code
 from jepa_lightning.models.affine_predictor import AffineMLP
 from jepa_lightning.models.backbones import Backbone, TimmBackbone, TorchvisionBackbone
 from jepa_lightning.models.convnext import ConvNeXt
+from jepa_lightning.models.dense_predictor import DensePredictor
+from jepa_lightning.models.dense_transformer import DenseVisionTransformer, is_image
 from jepa_lightning.models.ema import ema_copy, ema_update, evaluating, frozen_copy
 from jepa_lightning.models.energy_transformer import EnergyBlocks
 from jepa_lightning.models.layers import BlockOptions, Trunk
@@ -22,6 +24,8 @@ __all__ = [
     "BatchNorm",
     "BlockOptions",
     "ConvNeXt",
+    "DensePredictor",
+    "DenseVisionTransformer",
     "Encoder",
     "EnergyBlocks",
     "Positions",
@@ -40,5 +44,6 @@ __all__ = [
     "ema_update",
     "evaluating",
     "frozen_copy",
+    "is_image",
     "target_tokens",
 ]

@@ -108,10 +108,13 @@ class RoPE(Positions):
             attention depends on distances only (V-JEPA 2.1). ``tiled``: the angles are listed twice in a row while
             pairs are adjacent channels, which is no rotation; the released weights of V-JEPA 2 need it.
         theta: Base of the frequencies.
+        stretch_to: Rows and columns of the grid over which rows and columns of every grid are spread, so that no other
+            size is seen outside of the positions of training (V-JEPA 2.1: 16); null to count tokens.
     """
 
     layout: Literal["interleaved", "tiled"] = "interleaved"
     theta: float = 10000.0
+    stretch_to: int | None = None
 
     def table(self, grid: Grid, dim: int) -> None:
         """Nothing is added."""
@@ -128,11 +131,18 @@ class RoPE(Positions):
                 f"RoPE needs an even number of channels for each head, at least 6, got {head_dim}: set num_heads"
             )
         _, height, width = grid
-        places = (index // (height * width), index % (height * width) // width, index % width)
+        rows, columns = index % (height * width) // width, index % width
+        places = (index // (height * width), self._spread(rows, height), self._spread(columns, width))
         angles = [self.angles(place, 2 * (head_dim // 3 // 2)) for place in places]
         angle = torch.cat(angles, dim=-1)
         angle = F.pad(angle, (0, head_dim - angle.shape[-1])).unsqueeze(1)  # (B, 1, N, head_dim)
         return Rotation(angle.cos(), angle.sin())
+
+    def _spread(self, place: Tensor, side: int) -> Tensor:
+        """Rows or columns of a grid of this side over those of ``stretch_to``."""
+        if self.stretch_to is None or side == 1:  # the official code divides by zero
+            return place
+        return place * ((self.stretch_to - 1) / (side - 1))
 
     def angles(self, place: Tensor, channels: int) -> Float[Tensor, "*place channels"]:
         """``place * theta^(-i / (channels / 2))``, each frequency for two channels."""

@@ -79,8 +79,9 @@ class Predictor(nn.Module):
             raise ValueError(f"num_mask_tokens must be at least 1, got {num_mask_tokens}; null for one that serves all")
         self.grid, self.positions, self.target_noise = encoder.grid, encoder.positions, target_noise
         self.num_heads, self.depth = encoder.num_heads if num_heads is None else num_heads, depth
+        self.embed_dim = embed_dim
         self.options: Trunk = blocks or BlockOptions()
-        self.predictor_embed = nn.Linear(encoder.embed_dim, embed_dim)
+        self.predictor_embed: nn.Module = nn.Linear(encoder.embed_dim, embed_dim)
         if target_noise is None and num_mask_tokens is None:
             self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         elif target_noise is None:
@@ -116,14 +117,40 @@ class Predictor(nn.Module):
             grid: The grid that the indices refer to, if the input had another size than the encoder was built for.
             true_targets: What is to be predicted; only read with ``target_noise``.
         """
+        context, targets = alike(context, targets)
+        packed = context.pack(context_tokens) if isinstance(context, Padded) else context_tokens
+        asked = self.asked(mask_index, true_targets)
+        predicted, _ = self.run(self.predictor_embed(packed), asked, context, targets, grid)
+        predicted = self.predictor_proj(self.predictor_norm(predicted))
+        return targets.pad(predicted) if isinstance(targets, Padded) else predicted
+
+    def run(
+        self,
+        shown: Float[Tensor, "*context dim"],
+        asked: Float[Tensor, "#batch #m #nt dim"],
+        context: Int[Tensor, "batch nc"] | Padded,
+        targets: Int[Tensor, "batch m nt"] | Padded,
+        grid: Grid | None = None,
+    ) -> tuple[Float[Tensor, "*targets dim"], Float[Tensor, "*contexts dim"]]:
+        """Place tokens of the predictor's width in the grid and send them through the blocks.
+
+        Args:
+            shown: Of the context, (B, Nc, Dp), or its tokens alone, (total, Dp), if that is Padded.
+            asked: Where to predict; broadcasts to (B, M, Nt, Dp).
+            context: Where these tokens are in the grid.
+            targets: Where to predict; Padded if the context is, see ``alike``.
+            grid: The grid that the indices refer to; None for that of the encoder.
+
+        Returns:
+            Tokens at the targets, (B, M, Nt, Dp), and at the context, which each block of targets sees, (B, M, Nc, Dp).
+            With Padded lists of tokens, (total, Dp), those of the context once for each block, block after block.
+        """
         grid = grid or self.grid
-        context, targets = known(context), known(targets)
-        if isinstance(context, Padded) or isinstance(targets, Padded):
-            pair = _as_padded(context), _as_padded(targets)
-            return self._packed(context_tokens, *pair, mask_index, grid, true_targets)
+        if isinstance(context, Padded) and isinstance(targets, Padded):
+            return self._packed(shown, asked, context, targets, grid)
+        assert isinstance(context, Tensor)
+        assert isinstance(targets, Tensor)
         batch, blocks, count = targets.shape
-        shown = self.predictor_embed(context_tokens)  # (B, Nc, Dp)
-        asked = self._asked(mask_index, true_targets)
         if (table := self._table(grid)) is not None:
             shown, asked = shown + F.embedding(context, table), asked + F.embedding(targets, table)
         shown = shown.unsqueeze(1).expand(-1, blocks, -1, -1)
@@ -132,24 +159,16 @@ class Predictor(nn.Module):
         index = torch.cat([context.unsqueeze(1).expand(-1, blocks, -1), targets], dim=2).flatten(0, 1)
         rotation = self.positions.rotation(index, grid, x.shape[-1] // self.num_heads)
         (x,) = self.options.run(self.predictor_blocks, x, rotation)
-        x = self.predictor_proj(self.predictor_norm(x[:, -count:]))
-        return x.unflatten(0, (batch, blocks))
+        x = x.unflatten(0, (batch, blocks))
+        return x[:, :, -count:], x[:, :, :-count]
 
     def _packed(
-        self,
-        context_tokens: Float[Tensor, "batch nc dim"],
-        context: Padded,
-        targets: Padded,
-        mask_index: int,
-        grid: Grid,
-        true_targets: Float[Tensor, "batch m nt dim"] | None,
-    ) -> Float[Tensor, "batch m nt dim"]:
+        self, shown: Tensor, asked: Tensor, context: Padded, targets: Padded, grid: Grid
+    ) -> tuple[Float[Tensor, "targets dim"], Float[Tensor, "contexts dim"]]:
         """The same where sequences differ in length: a list of all context tokens, M times, then of all targets."""
         batch, blocks, count = targets.indices.shape
         length = targets.longest or _longest(context, targets)
-        shown = self.predictor_embed(context.pack(context_tokens))  # (C, Dp)
-        asked = self._asked(mask_index, true_targets).expand(batch, blocks, count, -1)
-        asked = targets.pack(asked)  # (T, Dp)
+        asked = targets.pack(asked.expand(batch, blocks, count, -1))  # (T, Dp)
         if (table := self._table(grid)) is not None:
             shown, asked = shown + F.embedding(context.tokens, table), asked + F.embedding(targets.tokens, table)
         x = torch.cat([shown.repeat(blocks, 1), asked]).unsqueeze(0)
@@ -163,7 +182,7 @@ class Predictor(nn.Module):
         index = index.new_zeros(batch * blocks * length).index_copy_(0, packing.places, index)
         rotation = self.positions.rotation(index.view(-1, length), grid, x.shape[-1] // self.num_heads)
         (x,) = self.options.run(self.predictor_blocks, x, rotation, packing)
-        return targets.pad(self.predictor_proj(self.predictor_norm(x[0, -len(second) :])))
+        return x[0, first.numel() :], x[0, : first.numel()]
 
     def _table(self, grid: Grid) -> Float[Tensor, "tokens dim"] | None:
         """The positions that are added to tokens, or None."""
@@ -175,7 +194,7 @@ class Predictor(nn.Module):
         """Scalars to log about the last pass in training: nothing of a Transformer, energies of EnergyBlocks."""
         return self.options.diagnostics(self.predictor_blocks)
 
-    def _asked(self, mask_index: int, true_targets: Tensor | None) -> Tensor:
+    def asked(self, mask_index: int, true_targets: Tensor | None) -> Tensor:
         """What stands where tokens are to be predicted, before positions: broadcasts to (B, M, Nt, Dp)."""
         if self.target_noise is not None:
             if true_targets is None:
@@ -191,6 +210,16 @@ def _longest(context: Padded, targets: Padded) -> int:
     if targets.indices.device.type == "cpu" and not torch.compiler.is_compiling():
         return longest(context.indices, targets.indices)
     return context.indices.shape[1] + targets.indices.shape[2]
+
+
+def alike(
+    context: Int[Tensor, "batch nc"] | Padded, targets: Int[Tensor, "batch m nt"] | Padded
+) -> tuple[Int[Tensor, "batch nc"] | Padded, Int[Tensor, "batch m nt"] | Padded]:
+    """Both as plain indices, or both as Padded if one of them holds padding."""
+    context, targets = known(context), known(targets)
+    if isinstance(context, Padded) or isinstance(targets, Padded):
+        return _as_padded(context), _as_padded(targets)
+    return context, targets
 
 
 def _as_padded(index: Int[Tensor, "batch *k"] | Padded) -> Padded:

@@ -222,18 +222,16 @@ class VisionTransformer(Encoder):
             ValueError: If there is no such block, or patches or tubelets do not divide the input.
         """
         grid = self.grid_of(inputs)
-        if self.num_frames > 1 and inputs.ndim == 4:
-            inputs = inputs.unsqueeze(2).expand(-1, -1, self.tubelet_size, -1, -1)
         table = None if self.pos_embed is None else self.positions.fit(self.pos_embed, self.grid, grid)  # (1, N, D)
         packing = None
         if context is None:
-            x = self.patch_embed(inputs)
+            x = self.embed(inputs)
             index = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
             x = x if table is None else x + table
         else:
             context, count = known(context), math.prod(grid)
             rows = rows_of(context, count)
-            x = self.patch_embed(inputs, rows)
+            x = self.embed(inputs, rows)
             x = x if table is None else x + table[0].index_select(0, rows % count)
             if isinstance(context, Padded):
                 index = context.indices.clamp(min=0)
@@ -242,10 +240,22 @@ class VisionTransformer(Encoder):
                 x, index = x.reshape(*context.shape, self.embed_dim), context
         rotation = self.positions.rotation(index, grid, self.embed_dim // self.num_heads)
         numbers = [layers] if isinstance(layers, int) else layers
-        outputs = [self.norm(tokens) for tokens in self.options.run(self.blocks, x, rotation, packing, numbers)]
+        outputs = self.normed(self.options.run(self.blocks, x, rotation, packing, numbers), numbers)
         if isinstance(context, Padded):
             outputs = [context.pad(output[0]) for output in outputs]
         return outputs[0] if layers is None or isinstance(layers, int) else outputs
+
+    def embed(
+        self, inputs: Float[Tensor, "batch channels *size"], rows: Int[Tensor, " total"] | None = None
+    ) -> Float[Tensor, "*tokens dim"]:
+        """Tokens before positions, (B, N, D), or of these B N tokens only ``rows``, (total, D)."""
+        if self.num_frames > 1 and inputs.ndim == 4:
+            inputs = inputs.unsqueeze(2).expand(-1, -1, self.tubelet_size, -1, -1)
+        return self.patch_embed(inputs, rows)
+
+    def normed(self, outputs: Sequence[Tensor], layers: Sequence[int] | None) -> list[Tensor]:
+        """Apply the final norm to the tokens after these blocks; None stands for the last block alone."""
+        return [self.norm(tokens) for tokens in outputs]
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Scalars to log about the last pass in training: nothing of a Transformer, energies of EnergyBlocks."""

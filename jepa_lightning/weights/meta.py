@@ -7,23 +7,26 @@ released for I-JEPA and V-JEPA are CC BY-NC 4.0; this reader is not derived from
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from jepa_lightning.models import Encoder, Predictor, VisionTransformer
+from jepa_lightning.models import DenseVisionTransformer, Encoder, Predictor, VisionTransformer
 from jepa_lightning.preprocessing import Preprocessing
-from jepa_lightning.weights import meta_training
+from jepa_lightning.weights import meta_dense, meta_training
 from jepa_lightning.weights.base import Hints, Progress, States, Weights
 from jepa_lightning.weights.file import File
 from jepa_lightning.weights.meta_sizes import encoder_arguments, predictor_arguments
 from jepa_lightning.weights.names import without_prefix
 from jepa_lightning.weights.networks import Branch, Networks, check, filled, outlined
-from jepa_lightning.weights.policy import CheckpointError, DoesNotFit
+from jepa_lightning.weights.policy import DoesNotFit
 
 NETWORKS = ("encoder", "predictor", "target_encoder")
+DISTILLED = "ema_encoder"
+"""What the released files of V-JEPA 2.1's distilled models call their target encoder, which is the only one in them."""
 NETWORK_OF: dict[Branch, str] = {"target": "target_encoder", "context": "encoder"}
 PREFIXES = ("module.", "_orig_mod.", "backbone.")
 """What stands before the names of all tensors of a network: of DDP, of torch.compile, of the wrapper for masks."""
@@ -42,7 +45,7 @@ class Meta(Weights):
     @classmethod
     def claims(cls, file: File) -> bool:
         """Whether it has one of the networks by its name."""
-        return file.by_torch and any(isinstance(file.content.get(name), dict) for name in NETWORKS)
+        return file.by_torch and any(isinstance(file.content.get(name), dict) for name in (*NETWORKS, DISTILLED))
 
     @cached_property
     def _plain(self) -> States:
@@ -53,6 +56,8 @@ class Meta(Weights):
         """
         content = self.file.content
         networks = {name: content[name] for name in NETWORKS if isinstance(content.get(name), dict)}
+        if isinstance(content.get(DISTILLED), dict):
+            networks.setdefault("target_encoder", content[DISTILLED])
         if not {"encoder", "target_encoder"} & set(networks):
             missing = ", ".join(name for name in NETWORKS if name not in networks)
             there = ", ".join(sorted(str(name)[:40] for name in content)[:8])
@@ -91,17 +96,14 @@ class Meta(Weights):
             return self._plain
         return {net: {k: v for k, v in state.items() if k not in LEGACY} for net, state in self._plain.items()}
 
-    def _encoder(self, branch: Branch, hints: Hints) -> tuple[str, Branch, partial[VisionTransformer]]:
+    def _encoder(self, branch: Branch, hints: Hints) -> tuple[str, Branch, Callable[[], Encoder]]:
         """The name of a network, the branch that it is, and what builds it."""
         states = self.states(hints)
-        if self.kind(hints) == "V-JEPA 2.1":
-            raise CheckpointError(
-                f"{self.path} is of V-JEPA 2.1, whose encoder (two patch embeddings, norms of several levels) is not "
-                "supported yet: give a checkpoint of V-JEPA 2"
-            )
         if NETWORK_OF[branch] not in states:
             branch = "context" if branch == "target" else "target"
         name = NETWORK_OF[branch]
+        if self.kind(hints) == "V-JEPA 2.1":
+            return name, branch, meta_dense.encoder(self.path, states[name], hints)
         hints = Hints(hints.num_heads, hints.img_size, hints.num_frames, rotary=self.is_rotary(hints))
         return name, branch, partial(VisionTransformer, **encoder_arguments(self.path, states[name], hints))
 
@@ -109,20 +111,23 @@ class Meta(Weights):
         name, found, build = self._encoder(branch, hints)
         if found != branch:
             warnings.warn(f"{self.path} has no {NETWORK_OF[branch]}: its {name} is taken", stacklevel=2)
-        states = self.states(hints)
-        encoder = filled(self.file, name, build, states[name])
-        read = None
-        if predictor and "predictor" in states and self.kind(hints) != "V-JEPA 2-AC":
-            sizes = predictor_arguments(
-                self.path, states["predictor"], hints.predictor_num_heads, self.is_rotary(hints)
-            )
-            read = filled(self.file, "predictor", partial(Predictor, encoder, **sizes), states["predictor"])
+        encoder = filled(self.file, name, build, self.states(hints)[name])
+        read = self._predictor(encoder, hints) if predictor else None
         return Networks(encoder, found, Preprocessing(encoder.img_size), read)
 
-    def outline(self, hints: Hints | None = None) -> Encoder | None:
-        """The encoder without its weights; None of V-JEPA 2.1."""
-        if self.family == "V-JEPA 2.1":
+    def _predictor(self, encoder: Encoder, hints: Hints) -> Predictor | None:
+        """The predictor of tokens, if the file has one."""
+        state = self.states(hints).get("predictor")
+        if state is None or self.kind(hints) == "V-JEPA 2-AC":
             return None
+        if isinstance(encoder, DenseVisionTransformer):
+            dense = meta_dense.predictor(self.path, state, encoder.embed_dim, hints.predictor_num_heads)
+            return filled(self.file, "predictor", partial(dense, encoder), state)
+        sizes = predictor_arguments(self.path, state, hints.predictor_num_heads, self.is_rotary(hints))
+        return filled(self.file, "predictor", partial(Predictor, encoder, **sizes), state)
+
+    def outline(self, hints: Hints | None = None) -> Encoder | None:
+        """The encoder without its weights."""
         return outlined(self.path, self._encoder("target", self._accepted(hints))[2])
 
     # ------------------------------------------------------------------ training
