@@ -163,8 +163,6 @@ class JEPA(Method):
         self.betas, self.ipe_scale, self.compile_networks = betas, ipe_scale, compile
         self.regularizer, self.stop_gradient, self.target_layers = regularizer, stop_gradient, target_layers
         self.optimizer = optimizer
-        with torch.device("cpu"):  # networks may be built without memory, where their weights are read anyway
-            self.held_out_loss = MeanMetric(nan_strategy="disable")  # a loss that is no number must show
         self._finished_steps: int | None = None
         self.observers: list[Callable[[Observed], None]] = []
         """Called with the tensors of each step; health and alarm add themselves."""
@@ -363,12 +361,17 @@ class JEPA(Method):
             setattr(self, name, shard(network, mesh))
 
     def setup(self, stage: str) -> None:
-        """Compile in place, which keeps the parameter names; say if nothing prevents a collapse."""
+        """Prepare what a Trainer needs: the metric of held-out data, and networks compiled in place if asked for.
+
+        Say if nothing prevents a collapse.
+        """
         if stage == "fit" and self.momentum is None and not any(isinstance(c, Regularizer) for c in self.children()):
             rank_zero_info(
                 "momentum is null and so is regularizer: without an EMA copy of the encoder and without a term against "
                 "collapse all features may become equal"
             )
+        if not hasattr(self, "held_out_loss"):  # not in the constructor, which may run on the meta device
+            self.held_out_loss = MeanMetric(nan_strategy="disable")  # a loss that is no number must show
         if self.compile_networks:
             for network in self.networks().values():
                 network.compile()

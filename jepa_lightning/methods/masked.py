@@ -44,7 +44,7 @@ class MaskedJEPA(JEPA):
         predictor: Builds the predictor for an encoder, so that sizes are said once.
         lr: Learning rate by optimizer step.
         weight_decay: Weight decay by optimizer step; biases, norms and other vectors are never decayed.
-        momentum: Momentum of the EMA by optimizer step; null for no EMA: the target encoder is then the encoder itself.
+        momentum: Momentum of the target encoder by optimizer step, which is the encoder itself if this is null.
         betas: The two decay rates of AdamW.
         ipe_scale: Length of the schedules over the length of the training; above 1 they are not finished.
         compile: Compile the networks with torch.compile; the first steps then take minutes.
