@@ -46,7 +46,7 @@ def describe_encoder(encoder: VisionTransformer) -> Description:
 
 def describe_predictor(predictor: Predictor) -> Description:
     """The description of a predictor with any weights, without the encoder that it is built for."""
-    width = predictor.predictor_embed.out_features
+    width = predictor.embed_dim
     return _of(
         predictor,
         embed_dim=width,
