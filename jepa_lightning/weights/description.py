@@ -21,6 +21,13 @@ from jepa_lightning.weights.policy import DoesNotFit
 Description = dict[str, Any]
 SMALL = 2**16
 """Numbers up to here are no danger, whatever the tensors are."""
+SMALL_DEPTH = 100
+"""Blocks, likewise; each takes milliseconds to build."""
+SIZES = {
+    *("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "num_frames", "tubelet_size"),
+    "num_mask_tokens",
+}
+"""Arguments of networks that count something of which there is one at least."""
 SMALL_TABLE = 2**24
 """Numbers in a table of positions, likewise."""
 
@@ -71,21 +78,22 @@ def encoder_builder(path: Path, description: Description, state: Mapping[str, Te
         NotTrusted: If it is of a package that the user did not name.
         DoesNotFit: If it is no encoder, or larger than its tensors.
     """
-    return partial(_build, path, Encoder, _checked(path, description, state))
+    return partial(_build, path, Encoder, _checked(path, description, Encoder, state))
 
 
 def predictor_builder(
     path: Path, description: Description, encoder: Encoder, state: Mapping[str, Tensor]
 ) -> Callable[[], Predictor]:
     """What makes the predictor that a file describes, for an encoder; see encoder_builder."""
-    factory = _build(path, Callable[[Encoder], Predictor], _checked(path, description, state))
-    return partial(factory, encoder)
+    kind = Callable[[Encoder], Predictor]
+    return partial(_build(path, kind, _checked(path, description, kind, state)), encoder)
 
 
-def _checked(path: Path, description: Description, state: Mapping[str, Tensor]) -> Description:
-    stored_config.check(path, description, "network")
+def _checked(path: Path, description: Description, hint: Any, state: Mapping[str, Tensor]) -> Description:
+    stored_config.check(path, description, "network", hint)
     check_sizes(path, description, state)
-    return description
+    found: Description = stored_config.harmless(description, stored_config.LOADS)
+    return found
 
 
 def check_sizes(path: Path, description: Any, state: Mapping[str, Any]) -> None:
@@ -96,13 +104,15 @@ def check_sizes(path: Path, description: Any, state: Mapping[str, Any]) -> None:
     """
     most = max(SMALL, sum(tensor.numel() for tensor in state.values() if isinstance(tensor, Tensor)))
     for name, number in _numbers(description, ""):
-        limit = LARGEST_DEPTH if name.split(".")[-1] == "depth" else most
+        limit = min(LARGEST_DEPTH, max(SMALL_DEPTH, len(state))) if name == "depth" else most
         if not -limit <= number <= limit:
             raise DoesNotFit(f"{path} describes a network with {name} {number:,}, and has no tensors of that size")
-    arguments = description.get("init_args") if isinstance(description, dict) else None
-    tokens, channels = _table(arguments if isinstance(arguments, dict) else {})
-    if tokens * channels > max(SMALL_TABLE, 4 * most):
-        raise DoesNotFit(f"{path} describes a network with {tokens:,} tokens, and has no positions for that many")
+        if name in SIZES and number < 1:
+            raise DoesNotFit(f"{path} describes a network with {name} {number:,}: it must be at least 1")
+    for arguments in _sections(description):
+        tokens, channels = _table(arguments)
+        if tokens * channels > max(SMALL_TABLE, 4 * most):
+            raise DoesNotFit(f"{path} describes a network with {tokens:,} tokens, and has no positions for that many")
 
 
 def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
@@ -116,6 +126,14 @@ def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
             yield from _numbers(entry, place)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield place, value
+
+
+def _sections(value: Any) -> Iterator[dict[str, Any]]:
+    """Every dict in a description."""
+    if isinstance(value, dict):
+        yield value
+    for entry in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+        yield from _sections(entry)
 
 
 def _table(arguments: Mapping[str, Any]) -> tuple[int, int]:

@@ -67,6 +67,8 @@ class File:
 
     def check(self, name: str, tensor: Tensor) -> None:
         """Compare a tensor with the checksums of the file, and look for values that are not finite; see ``take``."""
+        if tensor.layout != torch.strided:
+            raise DoesNotFit(f"{self.path}: {name} is no plain tensor ({tensor.layout})")
         storage = tensor.untyped_storage()
         place = (storage.data_ptr(), storage.nbytes())
         if self._checksums and place not in self._checked:

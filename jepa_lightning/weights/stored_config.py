@@ -11,9 +11,10 @@ import collections.abc
 import dataclasses
 import inspect
 import os
+import re
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -33,8 +34,17 @@ LENGTH = (
 """Options of the trainer that a resumed training needs; none names a place."""
 MEASURES = ("max_train", "max_held_out", "k")
 """Numbers of the probe: with others, an evaluation would not repeat what the training printed."""
-WRITES = {"cache": None, "download": False, "pretrained": False}
-"""Options of data and networks that would write files or load them from elsewhere, and what they are set to."""
+WRITES = {"cache": None, "download": False}
+"""Options of data that would write files, and what they are set to."""
+LOADS = {"pretrained": False, "weights": None, "checkpoint_path": None}
+"""Options of networks that would load tensors from elsewhere, likewise: those in the file take their place anyway."""
+ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")
+"""What timm takes for the name of a network that has to be fetched."""
+OPTIMIZERS = "torch.optim."
+"""Beside those of trusted packages, these classes may be named: they are harmless, and there are no others for it."""
+LARGEST_SEED = 2**32
+NAME = re.compile(r"\w+(\.\w+){1,9}", re.ASCII)
+"""Of a class."""
 MOVED = {
     f"methods.{old}{name}": f"probing.{name}"
     for name, module in (
@@ -48,7 +58,9 @@ MOVED = {
 """Classes that older checkpoints name at another place of this package."""
 GONE = {"final_norm": True}
 """Options that older checkpoints name, and the value that is left of them."""
-PLAIN = (int, float, bool, str, bytes, complex, type(None))
+TEXTS = (str, int, float, bool, Path, Any)
+"""What a text in a configuration may be, if it is not one of several words."""
+CONTAINERS = (list, tuple, dict, set, bytes, complex, type(None))
 Section = dict[str, Any]
 
 
@@ -77,9 +89,9 @@ def parse(path: Path, text: Any) -> Section:
         raise Unreadable(f"{path}: the configuration in it is damaged ({type(error).__name__})") from error
     seed = content.get("seed_everything")
     found = {
-        "seed_everything": seed if isinstance(seed, int) else None,
-        "model": _moved(model),
-        "data": _harmless(_moved(data)),
+        "seed_everything": seed if isinstance(seed, int) and 0 <= seed < LARGEST_SEED else None,
+        "model": harmless(_moved(model), LOADS),
+        "data": harmless(_moved(data), WRITES),
         "trainer": {name: trainer[name] for name in LENGTH if isinstance(trainer.get(name), int | float | str)},
         "probe": {name: probe[name] for name in MEASURES if isinstance(probe.get(name), int)},
     }
@@ -136,13 +148,21 @@ def _moved(value: Any) -> Any:
     return value
 
 
-def _harmless(value: Any) -> Any:
-    """The same without places to write to, and with no more loader processes than this machine has cores."""
+def harmless(value: Any, resets: Mapping[str, Any]) -> Any:
+    """The same without options that write or fetch, and with no more loader processes than this machine has cores.
+
+    Args:
+        value: A part of a configuration.
+        resets: WRITES or LOADS.
+    """
     if isinstance(value, list):
-        return [_harmless(entry) for entry in value]
+        return [harmless(entry, resets) for entry in value]
     if not isinstance(value, dict):
         return value
-    value = {key: WRITES[key] if key in WRITES else _harmless(entry) for key, entry in value.items()}
+    value = {
+        key: resets[key] if key in resets and isinstance(entry, str | bool) else harmless(entry, resets)
+        for key, entry in value.items()
+    }
     if isinstance(value.get("num_workers"), int):
         value["num_workers"] = max(0, min(value["num_workers"], os.cpu_count() or 1))
     return value
@@ -161,7 +181,7 @@ def data_title(data: Section) -> str:
 # ---------------------------------------------------------------------- classes
 
 
-def check(path: Path, value: Any, place: str, hint: Any = None) -> None:
+def check(path: Path, value: Any, place: str, hint: Any = object) -> None:
     """Check that a part of a configuration names only classes that it may, and each as ``class_path`` alone.
 
     Args:
@@ -171,82 +191,96 @@ def check(path: Path, value: Any, place: str, hint: Any = None) -> None:
         hint: The annotation of the argument; None where it is not known.
 
     Raises:
-        NotTrusted: If it does not.
+        NotTrusted: If it names code of others, or code as a text.
+        Unreadable: If it describes an object of a class that is not there, or that does not go there.
     """
-    if isinstance(value, str) and hint is not None and _only_objects(hint):
-        raise NotTrusted(
-            f"{path}: {place} is the text {value[:80]!r} where a class is described: a checkpoint must not name code "
-            "or files of code; it was not loaded. Give a checkpoint that `jepa fit` wrote"
-        )
-    if isinstance(value, list | tuple):
+    if isinstance(value, str):
+        _check_text(path, value, place, hint)
+    elif isinstance(value, list | tuple):
         for number, entry in enumerate(value):
             check(path, entry, f"{place}[{number}]", _inner(hint))
     elif isinstance(value, dict) and "class_path" in value:
-        _check_class(path, value, place)
+        _check_class(path, value, place, hint)
     elif isinstance(value, dict):
         hints = _arguments(_dataclass(hint)) if _dataclass(hint) else {}
         for key, entry in value.items():
             check(path, entry, f"{place}.{key}", hints.get(key))
 
 
-def _check_class(path: Path, value: Section, place: str) -> None:
+def _check_text(path: Path, value: str, place: str, hint: Any) -> None:
+    texts = hint is None or any(part in TEXTS or get_origin(part) is Literal for part in _parts(hint))
+    if not texts:
+        raise NotTrusted(
+            f"{path}: {place} is the text {value[:80]!r} where a class is described: a checkpoint must not name code "
+            "or files of code; it was not loaded. Give a checkpoint that `jepa fit` wrote"
+        )
+    if value.startswith(ELSEWHERE):
+        raise NotTrusted(f"{path}: {place} is {value[:80]!r}: a checkpoint must not fetch a network from elsewhere")
+
+
+def _check_class(path: Path, value: Section, place: str, hint: Any) -> None:
     name, arguments = value["class_path"], value.get("init_args") or {}
     if set(value) - {"class_path", "init_args"} or not isinstance(arguments, dict):
-        raise Unreadable(
-            f"{path}: {place} has {', '.join(map(str, value))}: a class has class_path and init_args alone"
-        )
-    hints = _arguments(resolve(path, name, place))
+        there = ", ".join(map(str, value))[:200]
+        raise Unreadable(f"{path}: {place} has {there}: a class has class_path and init_args alone")
+    kind = resolve(path, name, place)
+    wanted = _kinds(hint)
+    if not issubclass(kind, wanted):
+        names = " or ".join(each.__name__ for each in wanted) or "no class"
+        raise Unreadable(f"{path}: {place} is of the class {name}, but {names} goes there")
+    hints = _arguments(kind)
     for key, entry in arguments.items():
         check(path, entry, f"{place}.{key}", hints.get(key))
 
 
-def resolve(path: Path, name: Any, place: str) -> Any:
-    """The class of this name, which must be in this package or in one that the user named.
+def resolve(path: Path, name: Any, place: str) -> type:
+    """The class of this name, which must be in this package or in one that the user named, or be an optimizer.
 
     Raises:
         NotTrusted: If it is not; nothing is imported then.
         Unreadable: If there is no such class.
     """
-    package = str(name).partition(".")[0]
-    if package != PACKAGE and package not in policy().packages:
+    package = str(name).partition(".")[0][:100]
+    if not _allowed(str(name)):
         raise NotTrusted(
             f"{path}: {place} is of the class {str(name)[:100]}, which is not of jepa_lightning: nothing was imported. "
             f"If you trust that package and this file: --trust {package} (in Python trust={package!r})"
         )
-    module, attributes = str(name), list[str]()
+    found = _found(name) if NAME.fullmatch(name) else None
+    if not inspect.isclass(found) or not _allowed(found.__module__):
+        raise Unreadable(f"{path}: {place} is of the class {name[:100]!r}, which is not in this version of {package}")
+    return found
+
+
+def _allowed(name: str) -> bool:
+    return name.partition(".")[0] in {PACKAGE, *policy().packages} or name.startswith(OPTIMIZERS)
+
+
+def _found(name: str) -> Any:
+    """What has this name; None if nothing has."""
+    module, attributes = name, list[str]()
     while module:
         try:
             found: Any = sys.modules.get(module) or import_module(module)
             for attribute in attributes:
                 found = getattr(found, attribute)
-            break
+            return found
         except (ImportError, AttributeError):
             module, _, last = module.rpartition(".")
             attributes.insert(0, last)
-    else:
-        found = None
-    owner = str(getattr(found, "__module__", "")).partition(".")[0]
-    if not callable(found) or owner not in {PACKAGE, *policy().packages}:
-        raise Unreadable(
-            f"{path}: {place} is of the class {str(name)[:100]}, which is not in this version of {package}"
-        )
-    return found
+    return None
 
 
 def _arguments(kind: Any) -> dict[str, Any]:
     """Annotations of the constructor arguments of a class, those of its parents included."""
     found: dict[str, Any] = {}
-    for base in reversed(inspect.getmro(kind)) if inspect.isclass(kind) else ():
+    for base in reversed(inspect.getmro(kind)):
         if "__init__" in vars(base):
-            found |= _hints(base.__init__)  # type: ignore[misc]
-    return found or ({} if inspect.isclass(kind) else _hints(kind))
-
-
-def _hints(function: Any) -> dict[str, Any]:
-    try:
-        return get_type_hints(function)
-    except (NameError, TypeError, AttributeError):  # an annotation that only type checkers can resolve
-        return {}
+            try:
+                found |= get_type_hints(base.__init__)  # type: ignore[misc]
+            except (NameError, TypeError, AttributeError):  # an annotation that only type checkers can resolve
+                continue
+    return found
 
 
 def _parts(hint: Any) -> Iterator[Any]:
@@ -258,21 +292,15 @@ def _parts(hint: Any) -> Iterator[Any]:
         yield hint
 
 
-def _only_objects(hint: Any) -> bool:
-    """Whether a text here would stand for a class or a file: the argument is an object, and never a text."""
-    parts = [part for part in _parts(hint) if part is not type(None)]
-    return bool(parts) and any(_is_object(part) for part in parts) and str not in parts
-
-
-def _is_object(hint: Any) -> bool:
-    origin = get_origin(hint)
-    if hint is Any or origin is Literal or hint in PLAIN:
-        return False
-    if origin is collections.abc.Callable or hint is collections.abc.Callable:
-        return True
-    if origin is not None:
-        return any(_is_object(part) for part in get_args(hint) if part is not Ellipsis)
-    return inspect.isclass(hint) and hint not in (list, tuple, dict, set, Path)
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The classes whose objects an argument takes; of a factory, those whose objects it makes."""
+    found: list[type] = []
+    for part in _parts(hint):
+        if get_origin(part) is collections.abc.Callable:
+            found += _kinds(get_args(part)[-1])
+        elif get_origin(part) is None and inspect.isclass(part) and part not in (*TEXTS, *CONTAINERS):
+            found.append(part)
+    return tuple(found)
 
 
 def _inner(hint: Any) -> Any:

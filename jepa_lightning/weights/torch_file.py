@@ -127,6 +127,8 @@ def _check_claims(path: Path, content: Any) -> None:
     while waiting:
         item = waiting.pop()
         if isinstance(item, Tensor):
+            if item.device.type != "cpu":
+                raise ValueError("it has tensors without values: save it from the CPU")
             claimed += item.numel() * item.element_size()
         elif isinstance(item, dict | list | tuple) and id(item) not in seen:
             seen.add(id(item))
