@@ -151,7 +151,7 @@ def _predictor_config(predictor: Predictor | None) -> dict[str, Any]:
             "pred_hidden_size": 1, "pred_num_hidden_layers": 0, "pred_num_attention_heads": 1,
             "pred_num_mask_tokens": 1, "pred_mlp_ratio": 4.0, "pred_zero_init_mask_tokens": True,
         }  # fmt: skip
-    width = predictor.predictor_embed.out_features
+    width = predictor.embed_dim
     return {
         "pred_hidden_size": width,
         "pred_num_hidden_layers": predictor.depth,

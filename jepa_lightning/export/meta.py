@@ -35,7 +35,7 @@ def write_meta(source: Source, folder: Path) -> None:
         "target_encoder": _prefixed(target, prefix),
         "opt": None,
         "scaler": None,
-        "epoch": source.epochs or 0,
+        "epoch": source.progress.epoch or 0,
         "loss": None,
         "batch_size": None,
         "world_size": None,
