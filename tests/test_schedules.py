@@ -11,6 +11,7 @@ from jepa_lightning.schedules import (
     Constant,
     Cosine,
     Linear,
+    Ramp,
     Schedule,
     StepDecay,
     WarmupCosine,
@@ -126,6 +127,15 @@ def test_a_released_cool_down_that_is_stretched_never_reaches_its_final_value() 
     cooldown = WarmupStableDecay(5.25e-4, 5.25e-4, 1e-6)
     assert cooldown(12_000, 1.25 * 12_000, 300) == pytest.approx(1.058e-4)
     assert cooldown(12_000, 12_000, 300) == pytest.approx(1e-6)
+
+
+def test_a_ramp_is_0_then_a_line_then_its_value_by_finished_steps() -> None:
+    ramp = Ramp(0.5, first_epoch=50, last_epoch=100)  # of V-JEPA 2.1: steps 15,000 and 30,000 of 300 an epoch
+    values = {finished: ramp(finished + 1, 375_000, 300) for finished in (0, 14_999, 15_000, 22_500, 30_000, 10**6)}
+    assert values == {0: 0, 14_999: 0, 15_000: 0, 22_500: 0.25, 30_000: 0.5, 10**6: 0.5}
+    assert Ramp(0.5, 0, 0)(1, 10, 5) == 0.5
+    with pytest.raises(ValueError, match="got 3 and 2"):
+        Ramp(0.5, 3, 2)
 
 
 def test_stairs_go_down_after_whole_stairs() -> None:

@@ -12,7 +12,7 @@ from jepa_lightning.commands.messages import JepaParser
 from jepa_lightning.commands.options import add_permissions, allowed
 from jepa_lightning.export.formats import FORMATS
 from jepa_lightning.export.source import Source
-from jepa_lightning.models import Encoder, RoPE, VisionTransformer
+from jepa_lightning.models import DenseVisionTransformer, Encoder, RoPE, VisionTransformer
 from jepa_lightning.models.layers import Block
 from jepa_lightning.preprocessing import Preprocessing
 from jepa_lightning.weights import HintNeeded, Hints, Networks, Weights
@@ -81,6 +81,8 @@ def _encoder(encoder: Encoder | None, heads: str) -> dict[str, str]:
         kind = "" if type(encoder.blocks[0]) is Block else f" ({type(encoder.blocks[0]).__name__})"
         text = f"ViT, {encoder.embed_dim} channels, {_plural(encoder.depth, 'block')}{kind}, {heads}, patches of "
         text += f"{encoder.patch_size}, positions {_positions(encoder)}"
+    if isinstance(encoder, DenseVisionTransformer):
+        text += f", images and clips, levels after blocks {', '.join(map(str, encoder.levels))}"
     height, width = encoder.img_size
     size = f"{height}x{width} pixels"
     if encoder.num_frames > 1:
@@ -101,8 +103,6 @@ def outline(opened: Weights) -> tuple[Encoder | None, str]:
         encoder = opened.outline()
     except HintNeeded:
         return opened.outline(Hints(num_heads=1)), HEADS_UNKNOWN
-    if encoder is None and opened.family == "V-JEPA 2.1":
-        return None, "two patch embeddings and norms of several levels: not supported yet, nothing here loads it"
     return encoder, "" if encoder is None else _plural(encoder.num_heads, "head")
 
 

@@ -1,5 +1,6 @@
 """LightningDataModules and the sources they read."""
 
+from jepa_lightning.data.alternating import ImageTurns, VideoImageDataModule
 from jepa_lightning.data.base import JEPADataModule
 from jepa_lightning.data.clips import ClipSampler
 from jepa_lightning.data.decode import Decoder, PyAVDecoder, TorchCodecDecoder
@@ -26,6 +27,7 @@ __all__ = [
     "ImageDataModule",
     "ImageDataset",
     "ImageSource",
+    "ImageTurns",
     "Images",
     "JEPADataModule",
     "Mixture",
@@ -45,6 +47,7 @@ __all__ = [
     "VideoDataModule",
     "VideoDataset",
     "VideoFolder",
+    "VideoImageDataModule",
     "VideoList",
     "VideoReader",
     "VideoSource",

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from jepa_lightning.masking import Grid
-from jepa_lightning.models import Encoder, Predictor, target_tokens
+from jepa_lightning.models import DensePredictor, Encoder, Predictor, target_tokens
 from jepa_lightning.models.attention_maps import attention_maps
 
 Pixels = UInt8[Tensor, "3 time height width"]
@@ -96,8 +96,12 @@ class Subject:
     def targets(self, pixels: Pixels) -> Float[Tensor, "tokens dim"]:
         """What the predictor was trained to predict, layer-normalised."""
         with self._alone:
-            tokens = target_tokens(self.encoder, self.inputs(pixels), self.target_layers)[0].float().cpu()
-        return F.layer_norm(tokens, (self.encoder.embed_dim,))
+            if isinstance(self.predictor, DensePredictor):
+                tokens = self.predictor.reads(self.encoder, self.inputs(pixels))[0].float().cpu()
+            else:
+                tokens = target_tokens(self.encoder, self.inputs(pixels), self.target_layers)[0].float().cpu()
+        levels = tokens.unflatten(-1, (-1, self.encoder.embed_dim))
+        return F.layer_norm(levels, levels.shape[-1:]).flatten(-2)
 
     def attention(self, pixels: Pixels, layer: int = -1) -> Float[Tensor, "heads tokens tokens"]:
         """Softmax attention of a layer; row i says what token i attends to.
@@ -147,7 +151,7 @@ class Subject:
         family = 0 if hidden.float().mean() < 0.5 else 1  # V-JEPA: short masks, then long ones
         features = self.targets(pixels)
         with self._alone:
-            shown = self.context_encoder(inputs, context)
+            shown = self.predictor.reads(self.context_encoder, inputs, context)
             found = self.predictor(shown, context, targets.unsqueeze(1), family, self.grid(pixels))[0, 0]
         predicted, seen = found.float().cpu(), features[targets[0].cpu()]
         surprise, against_mean = ((p - seen).square().mean(dim=1) for p in (predicted, features.mean(dim=0)))

@@ -50,6 +50,9 @@ class Traceable(Positions):
         if not isinstance(self.positions, RoPE):
             return self.positions.rotation(index, grid, head_dim)
         axes = torch.meshgrid(*(torch.arange(side, device=index.device) for side in grid), indexing="ij")
+        if (stretch_to := self.positions.stretch_to) is not None:  # over the last place: a size is no number here
+            last = [axis.flatten().amax(dim=0).clamp(min=1) for axis in axes]
+            axes = (axes[0], *(axes[i] * ((stretch_to - 1) / last[i]) for i in (1, 2)))
         angles = [self.positions.angles(axis.reshape(1, -1), 2 * (head_dim // 3 // 2)) for axis in axes]
         angle = torch.cat(angles, dim=-1)
         angle = F.pad(angle, (0, head_dim - angle.shape[-1])).unsqueeze(1)
@@ -142,7 +145,7 @@ def _graphs(source: Source, fixed_size: bool) -> dict[str, tuple[nn.Module, tupl
         index = torch.arange(3).expand(2, -1)
         graphs["predictor"] = (
             Predict(networks.predictor, networks.mask_index).eval(),
-            (torch.zeros(2, 3, encoder.embed_dim), index, index[:, :2] + 1),
+            (torch.zeros(2, 3, networks.predictor.input_dim), index, index[:, :2] + 1),
             {"context_tokens": {0: batch, 1: shown}, "context": {0: batch, 1: shown}, "targets": {0: batch, 1: asked}},
         )
     return graphs

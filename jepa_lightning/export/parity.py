@@ -88,7 +88,7 @@ def compare(ours: Functions, theirs: Functions, batches: Mapping[str, Tensor], l
         if ours.classify and theirs.classify:
             found.append(_comparison("logits", name, ours.classify(inputs), theirs.classify(inputs)))
         if ours.encode and ours.predict and theirs.predict:
-            tokens = ours.encode(inputs)
+            tokens = (ours.read or ours.encode)(inputs)
             asked = _masks(tokens)
             both: list[Callable[..., Tensor]] = [ours.predict, theirs.predict]
             found.append(_comparison("predicted tokens", name, *(each(tokens, *asked) for each in both)))

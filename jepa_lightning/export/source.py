@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -74,11 +75,13 @@ class Functions(NamedTuple):
         encode: Inputs -> tokens (B, N, D).
         classify: Inputs -> logits of the probe (B, classes).
         predict: (tokens of the whole input (B, N, D), context (B, Nc), targets (B, Nt)) -> predicted (B, Nt, D).
+        read: Inputs -> the tokens that ``predict`` takes; None if they are those of ``encode``.
     """
 
     encode: Callable[[Tensor], Tensor] | None = None
     classify: Callable[[Tensor], Tensor] | None = None
     predict: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    read: Callable[[Tensor], Tensor] | None = None
 
 
 class Classify(nn.Module):
@@ -116,6 +119,7 @@ def functions(source: Source) -> Functions:
         encoder,
         None if classifier is None else Classify(encoder, classifier, source.networks.out_layers),
         None if predictor is None else gathering(Predict(predictor, source.networks.mask_index)),
+        None if predictor is None else partial(predictor.reads, encoder),
     )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import cast
 
 from jepa_lightning.export.source import Source
-from jepa_lightning.models import Encoder, RoPE, VisionTransformer
+from jepa_lightning.models import DenseVisionTransformer, Encoder, RoPE, VisionTransformer
+from jepa_lightning.models.dense_transformer import published_levels
 from jepa_lightning.models.layers import MLP, Block
+from jepa_lightning.weights.meta_dense import SPREAD
 from jepa_lightning.weights.networks import Networks
 
 ANOTHER = "its blocks are not the plain ones (attention, GELU MLP) that other libraries have"
@@ -47,7 +49,7 @@ def not_in_meta(source: Source) -> str | None:
     """Why Meta's format has no place for it, such that load_meta would read it back; None if it has one."""
     networks = source.networks
     encoder, predictor = networks.encoder, networks.predictor
-    reason = _not_plain(encoder)
+    reason = _not_dense_of_meta(encoder) if isinstance(encoder, DenseVisionTransformer) else _not_plain(encoder)
     if reason or not isinstance(encoder, VisionTransformer):
         return reason
     if networks.classifier is not None:
@@ -58,8 +60,23 @@ def not_in_meta(source: Source) -> str | None:
         return ANOTHER
     if encoder.num_frames == 1 and (encoder.pos_embed is None or hasattr(predictor, "mask_tokens")):
         return "Meta's image models add a table of positions and have one mask token"
+    if isinstance(encoder, DenseVisionTransformer):
+        return None
     if isinstance(encoder.positions, RoPE) and encoder.positions != RoPE(layout="tiled"):
         return _other_rotation("Meta's rotary models have", encoder)
+    return None
+
+
+def _not_dense_of_meta(encoder: DenseVisionTransformer) -> str | None:
+    """Why Meta's V-JEPA 2.1 has no place for an encoder; None if it has one."""
+    if _foreign_blocks(encoder.blocks):
+        return ANOTHER
+    side = SPREAD.get(encoder.patch_size)
+    if side is None or encoder.positions != RoPE(stretch_to=side):
+        sides = ", ".join(f"{side} for patches of {patch}" for patch, side in SPREAD.items())
+        return f"Meta's V-JEPA 2.1 spreads its positions over a fixed grid (RoPE with stretch_to {sides})"
+    if encoder.levels != published_levels(encoder.depth):
+        return f"Meta's V-JEPA 2.1 reads blocks {list(published_levels(encoder.depth))}, not {list(encoder.levels)}"
     return None
 
 
@@ -110,6 +127,8 @@ def _other_rotation(who: str, encoder: VisionTransformer) -> str:
 def _not_plain(encoder: Encoder) -> str | None:
     if not isinstance(encoder, VisionTransformer):
         return f"its encoder is a {type(encoder).__name__}, not a VisionTransformer"
+    if isinstance(encoder, DenseVisionTransformer):
+        return "no other library has a class for V-JEPA 2.1 (two patch embeddings, norms of several levels)"
     return ANOTHER if _foreign_blocks(encoder.blocks) else None
 
 

@@ -82,7 +82,6 @@ class VJEPA21(VJEPA):
         )  # fmt: skip
         self.context_weight = context_weight if isinstance(context_weight, Schedule) else Constant(context_weight)
         self.weight_by_distance = weight_by_distance
-        self.levels = encoder.levels[-self.predictor.levels :]
 
     def losses(self, batch: MaskedBatch) -> dict[str, Tensor]:
         """The loss on masked tokens, and the weighted one on visible tokens."""
@@ -90,11 +89,11 @@ class VJEPA21(VJEPA):
         features = self.features(batch.inputs)  # (B, N, levels D)
         on_masked, on_visible = [], []
         for masks in batch.families():
-            context = torch.cat(self.encoder(batch.inputs, masks.context, layers=self.levels), dim=-1)
+            context = self.predictor.reads(self.encoder, batch.inputs, masks.context)  # (B, Nc, levels D)
             predicted, recovered = self.predictor(context, *masks, 0, grid, image=image, with_context=True)
             target, visible = gather_tokens(features, masks.targets), gather_tokens(features, masks.context)
             on_masked.append(mean_of(self.distance(predicted, target), masks.targets))
-            error = self.distance(recovered, visible.unsqueeze(1))  # (B, M, Nc, levels D)
+            error = self.distance(recovered, visible.unsqueeze(1).expand_as(recovered))  # (B, M, Nc, levels D)
             if self.weight_by_distance:
                 error = error * nearness(masks, grid).unsqueeze(-1)
             on_visible.append(mean_of(error.mean(dim=1), masks.context))
@@ -114,14 +113,12 @@ class VJEPA21(VJEPA):
         Raises:
             ValueError: If the predictor was distilled from a teacher of another width, which this method does not have.
         """
-        wide, dim = self.predictor.target_dim, self.encoder.embed_dim
-        if wide != len(self.levels) * dim:
+        if self.predictor.target_dim != self.predictor.input_dim:
             raise ValueError(
-                f"the predictor was distilled: it predicts {wide} channels of a teacher, the target encoder gives "
-                f"{len(self.levels) * dim}. Its encoder is ready to use; to train on, give a new predictor"
+                f"the predictor was distilled: it predicts {self.predictor.target_dim} channels of a teacher, the target "
+                f"encoder gives {self.predictor.input_dim}. Its encoder is ready to use; to train on, give a new predictor"
             )
-        levels = self.target_encoder(inputs, layers=self.levels)
-        return torch.cat([F.layer_norm(level, (dim,)) for level in levels], dim=-1)
+        return normalized_levels(self.predictor.reads(self.target_encoder, inputs), self.embed_dim)
 
     def weight_of_context(self) -> float:
         """Weight of the loss on visible tokens in this optimizer step; outside of training the last one."""
@@ -143,6 +140,11 @@ class VJEPA21(VJEPA):
                 "--trainer.strategy ddp_find_unused_parameters_true"
             )
         super().on_train_batch_start(batch, batch_idx)
+
+
+def normalized_levels(tokens: Float[Tensor, "*batch wide"], dim: int) -> Float[Tensor, "*batch wide"]:
+    """Layer-normalise each level, of ``dim`` channels, on its own."""
+    return F.layer_norm(tokens.unflatten(-1, (-1, dim)), (dim,)).flatten(-2)
 
 
 @torch.no_grad()

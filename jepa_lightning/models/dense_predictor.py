@@ -62,10 +62,10 @@ class DensePredictor(Predictor):
             raise ValueError(
                 f"levels {levels} of an encoder with {len(encoder.levels)}: use 1 to {len(encoder.levels)}"
             )
-        wide = self.levels * encoder.embed_dim
-        self.target_dim = wide if target_dim is None else target_dim
+        self.input_dim = self.levels * encoder.embed_dim
+        self.target_dim = self.input_dim if target_dim is None else target_dim
         if self.levels > 1:
-            first, second = nn.Linear(wide, encoder.embed_dim), nn.Linear(encoder.embed_dim, embed_dim)
+            first, second = nn.Linear(self.input_dim, encoder.embed_dim), nn.Linear(encoder.embed_dim, embed_dim)
             self.predictor_embed = nn.Sequential(first, nn.GELU(), second)
         self.predictor_proj = nn.Linear(embed_dim, self.target_dim)
         self.predictor_proj_context = nn.Linear(embed_dim, self.target_dim)
@@ -73,6 +73,12 @@ class DensePredictor(Predictor):
             init_weights(part, init_std)
         self.video_mod_embed = nn.Parameter(MODALITY_STD * torch.randn(1, 1, embed_dim))
         self.img_mod_embed = nn.Parameter(MODALITY_STD * torch.randn(1, 1, embed_dim))
+
+    def reads(
+        self, encoder: Any, inputs: Float[Tensor, "batch channels *size"], context: Tensor | Padded | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """What it reads of an encoder, of all tokens or of the context: its levels side by side, (B, Nc, levels D)."""
+        return torch.cat(encoder(inputs, context, layers=encoder.levels[-self.levels :]), dim=-1)
 
     def forward(  # type: ignore[override]  # nothing to noise here
         self,
@@ -82,7 +88,7 @@ class DensePredictor(Predictor):
         mask_index: int = 0,
         grid: Grid | None = None,
         *,
-        image: bool = False,
+        image: bool | None = None,
         with_context: bool = False,
     ) -> Any:
         """Predict the tokens at ``targets``, (B, M, Nt, target_dim), from those at ``context``.
@@ -93,10 +99,11 @@ class DensePredictor(Predictor):
             targets: Where to predict, M blocks for each sample; with Padded the result has zeros where no token is.
             mask_index: Which mask token is used.
             grid: The grid that the indices refer to; None for that of clips as the encoder was built for.
-            image: The inputs are images, not clips.
+            image: The inputs are images, not clips; None if that follows from a grid with several steps in time or one.
             with_context: Also give the predicted tokens at the context, (B, M, Nc, target_dim).
         """
         context, targets = alike(context, targets)
+        image = (grid or self.grid)[0] == 1 if image is None else image
         kind = (self.img_mod_embed if image else self.video_mod_embed)[0]
         shown = context.pack(context_tokens) if isinstance(context, Padded) else context_tokens
         shown, asked = self.predictor_embed(shown) + kind, self.asked(mask_index, None) + kind

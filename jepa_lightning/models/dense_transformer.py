@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import torch
@@ -122,11 +123,9 @@ class DenseVisionTransformer(VisionTransformer):
     def normed(self, outputs: Sequence[Tensor], layers: Sequence[int] | None) -> list[Tensor]:
         """Apply the norm of its level to each; None stands for the last block alone.
 
-        Raises:
-            ValueError: If a block is no level, and so has no norm.
+        A block between two levels has the norm of the next level, so that any block can be looked at and probed; the
+        official code refuses it.
         """
         numbers = [number % self.depth for number in ([-1] if layers is None else layers)]
-        if unknown := sorted(set(numbers) - set(self.levels)):
-            raise ValueError(f"block {unknown[0]} has no norm: the levels of this encoder are {list(self.levels)}")
-        norms = [self.norms_block[self.levels.index(number)] for number in numbers]
+        norms = [self.norms_block[bisect_left(self.levels, number)] for number in numbers]
         return [norm(tokens) for norm, tokens in zip(norms, outputs, strict=True)]

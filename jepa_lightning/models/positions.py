@@ -139,10 +139,8 @@ class RoPE(Positions):
         return Rotation(angle.cos(), angle.sin())
 
     def _spread(self, place: Tensor, side: int) -> Tensor:
-        """Rows or columns of a grid of this side over those of ``stretch_to``."""
-        if self.stretch_to is None or side == 1:  # the official code divides by zero
-            return place
-        return place * ((self.stretch_to - 1) / (side - 1))
+        """Rows or columns of a grid of this side over those of ``stretch_to``; the only one of a side of 1 stays 0."""
+        return place if self.stretch_to is None else place * ((self.stretch_to - 1) / max(side - 1, 1))
 
     def angles(self, place: Tensor, channels: int) -> Float[Tensor, "*place channels"]:
         """``place * theta^(-i / (channels / 2))``, each frequency for two channels."""

@@ -79,7 +79,7 @@ class Predictor(nn.Module):
             raise ValueError(f"num_mask_tokens must be at least 1, got {num_mask_tokens}; null for one that serves all")
         self.grid, self.positions, self.target_noise = encoder.grid, encoder.positions, target_noise
         self.num_heads, self.depth = encoder.num_heads if num_heads is None else num_heads, depth
-        self.embed_dim = embed_dim
+        self.embed_dim, self.input_dim = embed_dim, encoder.embed_dim
         self.options: Trunk = blocks or BlockOptions()
         self.predictor_embed: nn.Module = nn.Linear(encoder.embed_dim, embed_dim)
         if target_noise is None and num_mask_tokens is None:
@@ -123,6 +123,12 @@ class Predictor(nn.Module):
         predicted, _ = self.run(self.predictor_embed(packed), asked, context, targets, grid)
         predicted = self.predictor_proj(self.predictor_norm(predicted))
         return targets.pad(predicted) if isinstance(targets, Padded) else predicted
+
+    def reads(
+        self, encoder: Encoder, inputs: Float[Tensor, "batch channels *size"], context: Tensor | Padded | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """What it reads of an encoder, of all tokens or of the context: the tokens of the last block, (B, Nc, D)."""
+        return encoder(inputs, context)
 
     def run(
         self,

@@ -12,7 +12,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
-from jepa_lightning.models import Encoder, Predictor, VisionTransformer
+from jepa_lightning.models import DensePredictor, DenseVisionTransformer, Encoder, Predictor, VisionTransformer
 from jepa_lightning.models.vision_transformer import pair
 from jepa_lightning.weights import stored_config
 from jepa_lightning.weights.networks import LARGEST_DEPTH, mlp_ratio
@@ -47,23 +47,28 @@ def describe_encoder(encoder: VisionTransformer) -> Description:
         tubelet_size=encoder.tubelet_size,
         positions=option(encoder.positions),
         blocks=option(encoder.options),
+        **({"levels": list(encoder.levels)} if isinstance(encoder, DenseVisionTransformer) else {}),
         **_ratio(encoder.blocks, encoder.embed_dim),
     )
 
 
 def describe_predictor(predictor: Predictor) -> Description:
     """The description of a predictor with any weights, without the encoder that it is built for."""
-    width = predictor.embed_dim
+    dense = isinstance(predictor, DensePredictor)
     return _of(
         predictor,
-        embed_dim=width,
+        embed_dim=predictor.embed_dim,
         depth=predictor.depth,
         num_heads=predictor.num_heads,
         num_mask_tokens=len(predictor.mask_tokens) if hasattr(predictor, "mask_tokens") else None,
         blocks=option(predictor.options),
-        target_noise=None if predictor.target_noise is None else asdict(predictor.target_noise),
-        **_ratio(predictor.predictor_blocks, width),
+        **({"levels": predictor.levels, "target_dim": predictor.target_dim} if dense else _noise(predictor)),
+        **_ratio(predictor.predictor_blocks, predictor.embed_dim),
     )
+
+
+def _noise(predictor: Predictor) -> Description:
+    return {"target_noise": None if predictor.target_noise is None else asdict(predictor.target_noise)}
 
 
 def encoder_builder(path: Path, description: Description, state: Mapping[str, Tensor]) -> Callable[[], Encoder]:

@@ -155,7 +155,7 @@ class Own(Weights):
     @property
     def predicts_tokens(self) -> bool:
         """Whether the predictor is one of tokens at positions, and not of something else."""
-        return "predictor_embed.weight" in part_of(self.state, "predictor")
+        return any(name.startswith("predictor_embed.") for name in part_of(self.state, "predictor"))
 
     def outline(self, hints: Hints | None = None) -> Encoder | None:
         """The encoder without its weights; None if it has none of its own."""

@@ -135,18 +135,6 @@ def test_probes_are_described_and_where_they_go(shown: Shown, tmp_path: Path) ->
     assert "jepa validate --config attentive_probe.yaml --model.checkpoint ENCODER" in text
 
 
-def test_what_is_not_supported_yet_is_said_and_no_command_is_offered(shown: Shown, tmp_path: Path) -> None:
-    state = {
-        "patch_embed_img.proj.weight": torch.zeros(8, 3, 1, 4, 4),
-        "patch_embed.proj.weight": torch.zeros(8, 3, 2, 4, 4),
-    }
-    torch.save({"encoder": state, "target_encoder": state}, tmp_path / "a.pt")
-    text = shown(tmp_path / "a.pt")
-    assert "family V-JEPA 2.1" in text
-    assert "not supported yet, nothing here loads it" in text
-    assert "jepa " not in text
-
-
 def test_of_v2_with_actions_only_the_encoder_is_offered(shown: Shown, tmp_path: Path) -> None:
     encoder = VisionTransformer(
         32, 16, embed_dim=192, depth=1, num_heads=3, num_frames=4, tubelet_size=2, positions=RoPE("tiled")

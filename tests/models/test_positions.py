@@ -256,12 +256,12 @@ def test_every_vector_is_rotated_as_officially(layout: Any) -> None:
 
 @pytest.mark.parametrize("layout", ["tiled", "interleaved"])
 def test_every_head_is_rotated_as_officially(layout: Any) -> None:
-    # Cases with "interpolate" stretch the grid as V-JEPA 2.1 does, which is not built here.
-    cases = [case for case in ROPE[layout]["attention"] if not case["interpolate"]]
-    assert len(cases) == 4
+    cases = ROPE[layout]["attention"]
+    assert len(cases) == (8 if layout == "interleaved" else 4)
     for case in cases:
         x = torch.tensor(case["x"]).unflatten(1, (case["heads"], case["head_dim"])).transpose(0, 1).unsqueeze(0)
-        rotation = rotation_of(layout, case["token_ids"], tuple(case["grid_thw"]), case["head_dim"])
+        stretched = RoPE(layout, stretch_to=16 if case["interpolate"] else None)  # of patches of 16 pixels
+        rotation = stretched.rotation(torch.tensor([case["token_ids"]]), tuple(case["grid_thw"]), case["head_dim"])
         torch.testing.assert_close(rotate(x, rotation)[0], torch.tensor(case["rotated_by_head"]), rtol=0, atol=1e-6)
 
 
@@ -383,3 +383,21 @@ def test_rotating_back_is_the_transpose_of_rotating(layout: Any) -> None:
     torch.testing.assert_close(rotate_back(weights, rotation), gradient, rtol=0, atol=1e-6)
     undone = rotate_back(rotate(x, rotation), rotation)
     assert torch.allclose(undone, x, atol=1e-5) is (layout == "interleaved")
+
+
+def test_a_stretched_grid_ends_where_the_grid_of_training_does() -> None:
+    corners = torch.tensor([[0, 4, 30, 34]])  # of (1, 7, 5)
+    stretched, trained = RoPE(stretch_to=16), RoPE()
+    expected = trained.rotation(torch.tensor([[0, 15, 240, 255]]), (1, 16, 16), 12)
+    for part, wanted in zip(stretched.rotation(corners, (1, 7, 5), 12), expected, strict=True):
+        torch.testing.assert_close(part, wanted, rtol=0, atol=1e-6)
+
+
+def test_time_is_not_stretched_and_a_single_row_or_column_stays_at_zero() -> None:
+    index = torch.tensor([[0, 1, 2]])
+    for grid in ((3, 1, 1), (1, 3, 1), (1, 1, 3)):
+        cos, sin = RoPE(stretch_to=9).rotation(index, grid, 6)
+        axis = grid.index(3)
+        places = index * (1 if axis == 0 else 4)  # 9 - 1 over 3 - 1
+        assert torch.equal(cos[0, 0, :, 2 * axis], places[0].float().cos())
+        assert torch.equal(sin[0, 0, :, [i for i in range(6) if i // 2 != axis]], torch.zeros(3, 4))
