@@ -23,15 +23,18 @@ MAY_IMPORT = {
     "distributed": set(),
     "lars": set(),
     "writing": set(),
+    "trajectory": set(),
     "preprocessing": set(),
     "muon": {"distributed"},
     "losses": {"distributed"},
     # A BatchNorm's batch is that of all processes.
     "models": {"masking.tokens", "masking.padded", "distributed"},
-    "methods": {"models", "losses", "masking", "schedules", "distributed", "metrics", "writing"},
+    "methods": {"models", "losses", "masking", "schedules", "distributed", "metrics", "writing", "trajectory"},
     # A probe reads the checkpoint that it is given, when it is built.
     "probing": {"methods.base", "methods.groups", "models", "masking", "schedules", "distributed", "evaluation", "weights"},
-    "data": {"masking", "distributed", "preprocessing"},
+    "data": {"masking", "distributed", "preprocessing", "trajectory", "environments"},
+    "environments": set(),
+    "planning": {"models", "environments", "trajectory"},
     "evaluation": {"metrics", "distributed", "masking", "messages"},
     # `jepa predict` draws the same as the page, which looks at networks.
     "callbacks": {"evaluation", "metrics", "distributed", "masking", "checkpoint", "messages", "explore", "writing"},
@@ -310,6 +313,7 @@ def test_no_constructor_has_more_than_10_arguments() -> None:
         "methods/lejepa.py:LeJEPA": 11,
         "methods/saccade.py:SaccadeJEPA": 14,
         "methods/vjepa.py:VJEPA": 14,
+        "models/action_predictor.py:ActionPredictor": 11,
         "models/vision_transformer.py:VisionTransformer": 14,
         "models/predictor.py:Predictor": 14,
         "probing/attentive.py:AttentiveProbe": 11,

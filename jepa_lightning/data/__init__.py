@@ -14,6 +14,7 @@ from jepa_lightning.data.video_mixture import Mixture
 from jepa_lightning.data.video_sources import StillImages, VideoFolder, VideoList, Videos, VideoSource
 from jepa_lightning.data.video_transforms import CleanClipTransform, PretrainClipTransform, TrainClipTransform
 from jepa_lightning.data.videos import ClipFormat, VideoDataModule, VideoDataset, VideoReader
+from jepa_lightning.trajectory import Trajectory
 
 __all__ = [
     "CleanClipTransform",
@@ -40,6 +41,7 @@ __all__ = [
     "StillImages",
     "TorchCodecDecoder",
     "Torchvision",
+    "Trajectory",
     "TrainClipTransform",
     "TrainTransform",
     "VideoDataModule",

@@ -5,5 +5,6 @@ from jepa_lightning.methods.ijepa import IJEPA
 from jepa_lightning.methods.lejepa import LeJEPA
 from jepa_lightning.methods.saccade import SaccadeJEPA
 from jepa_lightning.methods.vjepa import VJEPA
+from jepa_lightning.methods.vjepa2_ac import VJEPA2AC
 
-__all__ = ["IJEPA", "JEPA", "VJEPA", "LeJEPA", "Method", "SaccadeJEPA"]
+__all__ = ["IJEPA", "JEPA", "VJEPA", "VJEPA2AC", "LeJEPA", "Method", "SaccadeJEPA"]

@@ -23,7 +23,10 @@ from jepa_lightning.methods.groups import OptimizerFactory, apart, groups_of
 from jepa_lightning.models import Encoder, ema_copy, ema_update, evaluating, frozen_copy, target_tokens
 from jepa_lightning.models.attention_maps import attention_depth, attention_maps
 from jepa_lightning.schedules import Schedule
+from jepa_lightning.trajectory import Trajectory
 from jepa_lightning.writing import is_written
+
+Batch = MaskedBatch | Trajectory
 
 
 class Observed(NamedTuple):
@@ -172,7 +175,7 @@ class JEPA(Method):
         return cast(Encoder, self._modules.get("target_encoder", self.encoder))
 
     @abstractmethod
-    def losses(self, batch: MaskedBatch) -> dict[str, Tensor]:
+    def losses(self, batch: Any) -> dict[str, Tensor]:
         """``{"loss": scalar to minimise, name: scalar to log, ...}``."""
 
     @torch.no_grad()
@@ -236,22 +239,22 @@ class JEPA(Method):
 
     # ------------------------------------------------------------------ steps
 
-    def training_step(self, batch: MaskedBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         losses = self.losses(batch)
         shown = {**losses, **self.diagnostics()} if is_written(self.trainer, batch_idx) else {"loss": losses["loss"]}
         self._log_losses("train", shown, batch)
         return losses["loss"]
 
-    def validation_step(self, batch: MaskedBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The same loss on held-out data, with masks that are the same every time."""
         self._log_losses("val", {"loss": self.losses(batch)["loss"]}, batch)
 
-    def test_step(self, batch: MaskedBatch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As validation, on the test split."""
         self._log_losses("test", {"loss": self.losses(batch)["loss"]}, batch)
 
-    def _log_losses(self, stage: str, losses: dict[str, Tensor], batch: MaskedBatch) -> None:
+    def _log_losses(self, stage: str, losses: dict[str, Tensor], batch: Batch) -> None:
         values = {f"{stage}/{name}": value.detach() for name, value in losses.items()}
         self.log_dict(values, batch_size=len(batch.inputs), sync_dist=True)
 
@@ -353,7 +356,8 @@ class JEPA(Method):
 
     def setup(self, stage: str) -> None:
         """Compile in place, which keeps the parameter names; say if nothing is there that keeps features apart."""
-        if stage == "fit" and self.momentum is None and not any(isinstance(c, Regularizer) for c in self.children()):
+        free = self.momentum is None and not any(isinstance(child, Regularizer) for child in self.children())
+        if stage == "fit" and free and any(parameter.requires_grad for parameter in self.encoder.parameters()):
             rank_zero_info(
                 "momentum is null and so is regularizer: with neither an EMA copy of the encoder nor a term against "
                 "collapse, all features may become one"

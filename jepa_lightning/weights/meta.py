@@ -13,12 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
-from jepa_lightning.models import Encoder, Predictor, VisionTransformer
+from jepa_lightning.models import ActionPredictor, Encoder, Predictor, VisionTransformer
 from jepa_lightning.preprocessing import Preprocessing
 from jepa_lightning.weights import meta_training
 from jepa_lightning.weights.base import Hints, Progress, States, Weights
 from jepa_lightning.weights.file import File
-from jepa_lightning.weights.meta_sizes import encoder_arguments, predictor_arguments
+from jepa_lightning.weights.meta_sizes import action_predictor_arguments, encoder_arguments, predictor_arguments
 from jepa_lightning.weights.networks import Branch, Networks, check, filled, outlined
 from jepa_lightning.weights.policy import CheckpointError, DoesNotFit
 
@@ -28,6 +28,7 @@ PREFIXES = ("module.", "_orig_mod.", "backbone.")
 """What stands before the names of all tensors of a network: of DDP, of torch.compile, of the wrapper for masks."""
 LEGACY = ("pos_embed", "predictor_pos_embed")
 """Left in the released files of V-JEPA 2, whose rotary networks do not use them."""
+CONDITIONED = "V-JEPA 2-AC"
 MASK_TOKENS_V2 = 10
 """In the released files of V-JEPA 2; a position table beside any other number is V-JEPA's, and used."""
 
@@ -70,7 +71,7 @@ class Meta(Weights):
         if "patch_embed_img.proj.weight" in encoder:
             return "V-JEPA 2.1"
         if "action_encoder.weight" in predictor:
-            return "V-JEPA 2-AC"
+            return CONDITIONED
         if "patch_embed.proj.weight" not in encoder or encoder["patch_embed.proj.weight"].ndim != 5:
             return "I-JEPA"
         rotary = hints.rotary
@@ -89,6 +90,17 @@ class Meta(Weights):
         if not self.is_rotary(hints or Hints()):
             return self._plain
         return {net: {k: v for k, v in state.items() if k not in LEGACY} for net, state in self._plain.items()}
+
+    def sources(self, frozen: bool) -> dict[str, str]:
+        """Which network of the file each network of a method comes from.
+
+        Args:
+            frozen: Whether the method has one encoder, which is not trained: it is the target encoder of the file, or
+                the encoder where there is no other.
+        """
+        if not frozen:
+            return {name: name for name in NETWORKS}
+        return {"encoder": "target_encoder" if "target_encoder" in self._plain else "encoder", "predictor": "predictor"}
 
     def _encoder(self, branch: Branch, hints: Hints) -> tuple[str, Branch, partial[Encoder]]:
         """The name of a network, the branch that it is, and what builds it."""
@@ -110,13 +122,15 @@ class Meta(Weights):
             warnings.warn(f"{self.path} has no {NETWORK_OF[branch]}: its {name} is taken", stacklevel=2)
         states = self.states(hints)
         encoder = filled(self.file, name, build, states[name])
-        read = None
-        if predictor and "predictor" in states and self.kind(hints) != "V-JEPA 2-AC":
-            sizes = predictor_arguments(
-                self.path, states["predictor"], hints.predictor_num_heads, self.is_rotary(hints)
-            )
-            read = filled(self.file, "predictor", partial(Predictor, encoder, **sizes), states["predictor"])
-        return Networks(encoder, found, Preprocessing(encoder.img_size), read)
+        networks, state = Networks(encoder, found, Preprocessing(encoder.img_size)), states.get("predictor")
+        if not predictor or state is None:
+            return networks
+        if self.kind(hints) == CONDITIONED:
+            sizes = action_predictor_arguments(self.path, state, hints.predictor_num_heads)
+            actions = filled(self.file, "predictor", partial(ActionPredictor, encoder, **sizes), state)
+            return networks._replace(actions=actions)
+        sizes = predictor_arguments(self.path, state, hints.predictor_num_heads, self.is_rotary(hints))
+        return networks._replace(predictor=filled(self.file, "predictor", partial(Predictor, encoder, **sizes), state))
 
     def outline(self, hints: Hints | None = None) -> Encoder | None:
         """The encoder without its weights; None of V-JEPA 2.1."""
@@ -141,8 +155,8 @@ class Meta(Weights):
         Raises:
             CheckpointError: If the file is of another method, or has no training to go on with.
         """
-        states = self.states()
-        for name in NETWORKS:
+        states, found = self.states(), self.sources(not any(p.requires_grad for p in module.encoder.parameters()))
+        for name in found.values():
             network = getattr(module, name, None)
             if name not in states:
                 raise DoesNotFit(f"{self.path} has no {name}")
@@ -153,7 +167,7 @@ class Meta(Weights):
             except DoesNotFit as error:
                 raise DoesNotFit(f"{error}. Give the model of that training, or --init_from") from error
             self.file.check_all(states[name], name)
-        state = {f"{name}.{key}": tensor for name in NETWORKS for key, tensor in states[name].items()}
+        state = {f"{name}.{key}": tensor for name, source in found.items() for key, tensor in states[source].items()}
         if not fitting:
             return {"epoch": 0, "global_step": 0, "state_dict": state}
         self.file.check_all(self.file.content.get("opt"), "opt")

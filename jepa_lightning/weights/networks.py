@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from jepa_lightning.models import Encoder, Predictor, VisionTransformer
+from jepa_lightning.models import ActionPredictor, Encoder, Predictor, VisionTransformer
 from jepa_lightning.models.pooling import AttentiveClassifier
 from jepa_lightning.preprocessing import Preprocessing
 from jepa_lightning.weights.file import File
@@ -34,6 +34,7 @@ class Networks(NamedTuple):
         labels: Names of its classes.
         mask_index: Which of the predictor's mask tokens the other library uses.
         out_layers: Blocks whose tokens the probe reads together; None for the last one's.
+        actions: A predictor conditioned on actions (V-JEPA 2-AC), if the file has one.
     """
 
     encoder: Encoder
@@ -44,6 +45,7 @@ class Networks(NamedTuple):
     labels: tuple[str, ...] = ()
     mask_index: int = 0
     out_layers: tuple[int, ...] | None = None
+    actions: ActionPredictor | None = None
 
 
 def family(encoder: Encoder) -> str:
