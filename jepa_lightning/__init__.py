@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jepa_lightning.methods import IJEPA as IJEPA
     from jepa_lightning.methods import JEPA as JEPA
     from jepa_lightning.methods import VJEPA as VJEPA
+    from jepa_lightning.methods import VJEPA2AC as VJEPA2AC
     from jepa_lightning.methods import VJEPA21 as VJEPA21
     from jepa_lightning.methods import LeJEPA as LeJEPA
     from jepa_lightning.methods import SaccadeJEPA as SaccadeJEPA
@@ -43,6 +44,7 @@ _HOME = {
     "SaccadeJEPA": "methods",
     "VJEPA": "methods",
     "VJEPA21": "methods",
+    "VJEPA2AC": "methods",
     "Predictor": "models",
     "VisionTransformer": "models",
     "load": "loading",

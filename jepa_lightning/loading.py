@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,20 @@ import torch
 from torch import nn
 
 from jepa_lightning import weights
-from jepa_lightning.methods import IJEPA, VJEPA, VJEPA21, Method
-from jepa_lightning.models import Encoder, Predictor, VisionTransformer
-from jepa_lightning.schedules import Constant, Cosine, Linear, Ramp, WarmupCosine
-from jepa_lightning.weights import Branch, CheckpointError, DoesNotFit, Hints, UnknownFormat, Weights, meta_dense
+from jepa_lightning.methods import IJEPA, VJEPA, VJEPA2AC, VJEPA21, Method
+from jepa_lightning.models import Encoder
+from jepa_lightning.schedules import Constant, Cosine, Linear, Ramp, WarmupCosine, WarmupStableDecay
+from jepa_lightning.weights import Branch, CheckpointError, DoesNotFit, Hints, UnknownFormat, Weights
 from jepa_lightning.weights.base import OneEncoder
-from jepa_lightning.weights.meta import NETWORKS, Meta
-from jepa_lightning.weights.meta_sizes import encoder_arguments, predictor_arguments
+from jepa_lightning.weights.meta import CONDITIONED, DENSE, Meta
 from jepa_lightning.weights.networks import check, outlined
 from jepa_lightning.weights.ours import Own, found_beside
 
 TABLES = ("pos_embed", "predictor_pos_embed")
+METHODS: dict[str, type[Any]] = {
+    "I-JEPA": IJEPA, "V-JEPA": VJEPA, "V-JEPA 2": VJEPA, DENSE: VJEPA21, CONDITIONED: VJEPA2AC,
+}  # fmt: skip
+"""By the kind of Meta's file."""
 SCHEDULES: dict[str, dict[str, Any]] = {
     "I-JEPA": {
         "lr": WarmupCosine(start=2e-4, peak=1e-3, final=1e-6, warmup_epochs=40),
@@ -42,11 +44,15 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "momentum": Constant(0.99925),
         "share_mask_token": True,
     },
-    "V-JEPA 2.1": {
+    DENSE: {
         "lr": WarmupCosine(start=1e-4, peak=6e-4, final=6e-4, warmup_epochs=40),
         "weight_decay": Constant(0.04),
         "momentum": Constant(0.99925),
         "context_weight": Ramp(0.5, first_epoch=50, last_epoch=100),
+    },
+    CONDITIONED: {
+        "lr": WarmupStableDecay(start=7.5e-5, peak=4.25e-4, final=0.0, warmup_epochs=15, decay_epochs=15),
+        "weight_decay": Constant(0.04),
     },
 }
 """The published ones."""
@@ -192,24 +198,27 @@ def load_meta(
     num_frames: int | None = None,
     rotary: bool | None = None,
     **overrides: Any,
-) -> IJEPA | VJEPA:
-    """The method with all three networks of a checkpoint in Meta's format; every tensor is used, or it is an error.
+) -> IJEPA | VJEPA | VJEPA2AC:
+    """The method with all networks of a checkpoint in Meta's format; every tensor is used, or it is an error.
 
     A file with a 2-D patch projection is I-JEPA, with a 3-D one V-JEPA, and among those one without position tables,
-    or with the ten mask tokens of the released files, is V-JEPA 2; one with a patch projection of images beside it is
-    V-JEPA 2.1. Training goes on from such a file with `jepa fit
-    --ckpt_path FILE`, which also reads its optimizer and its epoch: see weights/meta_training.py.
+    or with the ten mask tokens of the released files, is V-JEPA 2; with a predictor that reads actions it is V-JEPA
+    2-AC, whose one encoder is the target encoder; with a patch projection of images beside that of clips V-JEPA 2.1.
+    Training goes on from such a file with `jepa fit --ckpt_path FILE`, which also reads its optimizer and its epoch:
+    see weights/meta_training.py.
 
     Args:
         path: The file, for example ``IN1K-vit.h.14-300e.pth.tar``, ``vitl16.pth.tar`` or ``vitl.pt``.
         num_heads: Attention heads; needed where the width is none of the published sizes, because no tensor shows it.
         img_size: Size in pixels of the training inputs; read off the (square) position table if None, 256 or what
             patches cover of it for V-JEPA 2, 384 for V-JEPA 2.1, which have none (any size works).
-        predictor_num_heads: Attention heads of the predictor, if not those of the encoder (V-JEPA 2: 12).
+        predictor_num_heads: Attention heads of the predictor, if not those of the encoder (V-JEPA 2: 12, V-JEPA 2-AC:
+            16).
         num_frames: Frames of the training clips; read off the position table if None, 16 for V-JEPA 2 and 2.1.
         rotary: Whether the networks have rotary positions; None to tell from the tensors.
         **overrides: Other constructor arguments of the method (lr, weight_decay, momentum, betas, ipe_scale, compile,
-            loss_exp, share_mask_token, context_weight). The schedules default to the published ones.
+            loss_exp, share_mask_token, context_weight; for V-JEPA 2-AC also auto_steps, and use_extrinsics of its
+            predictor). The schedules default to the published ones.
 
     Raises:
         FileNotFoundError: No such file.
@@ -219,49 +228,33 @@ def load_meta(
     if not isinstance(found, Meta):
         raise UnknownFormat(f"{path} is no JEPA checkpoint in Meta's format, but a {found.format}: use load_encoder")
     hints = Hints(num_heads, img_size, num_frames, predictor_num_heads, rotary)
-    rotary = found.is_rotary(hints)
     states, kind = found.states(hints), found.kind(hints)
-    if kind == "V-JEPA 2.1" and "encoder" not in states and "target_encoder" in states:  # distilled: one encoder
-        states = {**states, "encoder": states["target_encoder"]}
-    missing = [name for name in NETWORKS if name not in states]
+    sources = found.sources(frozen=kind == CONDITIONED)
+    missing = [name for name in sources.values() if name not in states]
     if missing:
         raise DoesNotFit(f"{path} is no JEPA checkpoint in Meta's format: it has no {', '.join(missing)}")
-    if kind not in SCHEDULES:
-        raise CheckpointError(
-            f"{path} is of {kind}, which is not supported yet; the methods here are {', '.join(SCHEDULES)}"
-            + (" (jepa_lightning.load_encoder reads its encoder)" if kind == "V-JEPA 2-AC" else "")
-        )
+    arguments = {**SCHEDULES[kind], **overrides}
+    encoder, predictor = found.encoder_builder(sources["encoder"], hints), found.predictor_builder(hints)
+    if kind == CONDITIONED:
+        predictor = partial(predictor, use_extrinsics=arguments.pop("use_extrinsics", False))
     with torch.device("meta"):  # no memory and no time for weights that are read anyway
-        module = _like(found.path, kind, states, replace(hints, rotary=rotary), {**SCHEDULES[kind], **overrides})
-    networks = {name: module.get_submodule(name) for name in NETWORKS}
-    for name, network in networks.items():
-        check(found.path, name, network.state_dict(), states[name])
-    for name, network in networks.items():
-        taken = {key: found.file.take(f"{name}.{key}", tensor) for key, tensor in states[name].items()}
-        network.load_state_dict(taken, assign=True)
-    logging.getLogger(__name__).info("%s is %s: encoder, target encoder and predictor were read", path, kind)
+        module: IJEPA | VJEPA | VJEPA2AC = METHODS[kind](encoder(), predictor, **arguments)
+    for name, state in states.items():
+        check(found.path, name, getattr(module, name).state_dict(), state)
+    for name, source in sources.items():
+        taken = {key: found.file.take(f"{source}.{key}", tensor) for key, tensor in states[source].items()}
+        module.get_submodule(name).load_state_dict(taken, assign=True)
+    read = ", ".join(source.replace("_", " ") for source in dict.fromkeys(sources.values()))
+    logging.getLogger(__name__).info("%s is %s: %s were read", path, kind, read)
     return module.to("cpu")  # where everything is; Lightning noted where it was built
-
-
-def _like(
-    path: Path, kind: str, states: dict[str, dict[str, torch.Tensor]], hints: Hints, arguments: dict[str, Any]
-) -> IJEPA | VJEPA:
-    """The method that a file in Meta's format is of, built for its networks."""
-    if kind == "V-JEPA 2.1":
-        dense = meta_dense.encoder(path, states["encoder"], hints)()
-        build = meta_dense.predictor(path, states["predictor"], dense.embed_dim, hints.predictor_num_heads)
-        return VJEPA21(dense, build, **arguments)
-    encoder = VisionTransformer(**encoder_arguments(path, states["encoder"], hints))
-    narrow = predictor_arguments(path, states["predictor"], hints.predictor_num_heads, bool(hints.rotary))
-    method = IJEPA if kind == "I-JEPA" else VJEPA
-    return method(encoder, partial(Predictor, **narrow), **arguments)
 
 
 def start_from(module: nn.Module, found: Weights) -> Callable[[Any], dict[str, Any] | None]:
     """Give a module the networks of a checkpoint, for a new training that starts where another one ended.
 
     Position tables of another size or length stay those of the module. From a checkpoint that holds one encoder alone
-    both encoders start, and a predictor that it does not have stays as it was initialised.
+    both encoders start, and a predictor that it does not have stays as it was initialised. An encoder that is not
+    trained is the target encoder of the checkpoint, and a predictor that reads actions starts only from another one.
 
     Args:
         module: A JEPA with the same networks.
@@ -277,13 +270,17 @@ def start_from(module: nn.Module, found: Weights) -> Callable[[Any], dict[str, A
     mine = module.state_dict()
     source = {name: tensor for name, tensor in found.tensors().items() if name.split(".")[-1] not in TABLES}
     kept = {name: tensor for name, tensor in mine.items() if name.endswith("pos_embed")}
-    if isinstance(found, OneEncoder):
+    frozen = isinstance(module, VJEPA2AC)
+    if frozen:
+        source = _conditioned(source)
+    if frozen or isinstance(found, OneEncoder):
         there, wanted = ({name.split(".")[0] for name in names} for names in (source, mine))
         kept |= {name: tensor for name, tensor in mine.items() if name.split(".")[0] not in there}
         source = {name: tensor for name, tensor in source.items() if name.split(".")[0] in wanted}
         logging.getLogger(__name__).info(
-            "--init_from %s has one encoder; both encoders start from it; freshly initialised: %s",
+            "--init_from %s %s; freshly initialised: %s",
             found.path,
+            "gives its target encoder, frozen" if frozen else "has one encoder; both encoders start from it",
             ", ".join(sorted(wanted - there)) or "none",
         )
     try:
@@ -292,7 +289,17 @@ def start_from(module: nn.Module, found: Weights) -> Callable[[Any], dict[str, A
         raise DoesNotFit(f"--init_from {error}") from error
     found.file.check_all(source)
     module.load_state_dict({**source, **kept})
-    return found.optimizer_state
+    new = frozen and not any(name.startswith("predictor.") for name in source)
+    return (lambda ready: None) if new else found.optimizer_state
+
+
+def _conditioned(source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a predictor that reads actions and its frozen encoder take of the tensors of a checkpoint."""
+    target = "target_encoder." if any(name.startswith("target_encoder.") for name in source) else "encoder."
+    taken = {f"encoder.{name.removeprefix(target)}": t for name, t in source.items() if name.startswith(target)}
+    if "predictor.action_encoder.weight" in source:
+        taken |= {name: tensor for name, tensor in source.items() if name.startswith("predictor.")}
+    return taken
 
 
 def _names(trust: str | Sequence[str]) -> Sequence[str]:

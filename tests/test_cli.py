@@ -228,7 +228,7 @@ def test_help_is_a_page_with_our_words(capfd: pytest.CaptureFixture[str]) -> Non
     assert "Neighbours that vote" in text
     with pytest.raises(SystemExit):
         main(["fit", "--model.help=IJEPA"])
-    assert "Momentum of the EMA by optimizer step" in capfd.readouterr().out
+    assert "Momentum of the target encoder by optimizer step" in capfd.readouterr().out
 
 
 def test_the_module_runs_like_the_command() -> None:

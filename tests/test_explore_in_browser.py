@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jepa_lightning.explore.command import data_for, open_subject
 from PIL import Image
 
+from jepa_lightning import weights
 from jepa_lightning.cli import main
+from jepa_lightning.commands.explore import data_for, subject_of
 from jepa_lightning.data.moving_digits import write_video
 from jepa_lightning.explore import figures
 from jepa_lightning.explore.items import Item, of_data
@@ -152,8 +153,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, save_checkpoint: Checkp
 
 def opened(checkpoint: str, root: Path) -> tuple[Subject, list[Item]]:
     """What the page should show."""
-    subject, _ = open_subject(checkpoint)
-    return subject, of_data(data_for(subject.encoder, None, None, str(root)), 200)
+    subject = subject_of(weights.open(checkpoint))
+    return subject, of_data(data_for(subject.encoder, {}, None, str(root)), 200)
 
 
 def maps_of(subject: Subject, item: Item, patch: int, layer: int, head: int | None = None) -> dict[str, torch.Tensor]:
@@ -267,7 +268,7 @@ def test_a_wrong_a_huge_and_a_tiny_file_get_an_answer_and_the_page_lives_on(
     person.picture("refused")
     assert person.drop("pixel.png", encoded(Image.new("RGB", (1, 1), (255, 0, 0)))) == ""
     assert "pixel.png" in person.page.inner_text("#item")
-    subject, _ = open_subject(checkpoint)
+    subject = subject_of(weights.open(checkpoint))
     pixel = Item(torch.tensor([255, 0, 0], dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 1, 64, 64), "pixel.png")
     shows(person, {"attends": maps_of(subject, pixel, 0, 1)["attends"]})
     person.click("input", 3, 3)

@@ -19,7 +19,6 @@ from jepa_lightning.weights import HintNeeded, Hints, Networks, Weights
 from jepa_lightning.weights.meta_probes import MetaProbe
 from jepa_lightning.weights.stored_config import data_title
 
-ACTIONS = "conditioned on actions: not supported yet; everything here reads the encoder alone"
 HEADS_UNKNOWN = "number of heads not in the file"
 
 
@@ -56,7 +55,7 @@ def report(opened: Weights, name: str) -> str:
         "family": family,
         **(_probe(opened) if isinstance(opened, MetaProbe) else _encoder(encoder, heads)),
         "networks": _count(states),
-        **({"predictor": ACTIONS} if family == "V-JEPA 2-AC" else {}),
+        **_actions(states.get("predictor", {})),
         **_training(opened),
         "licence": opened.licence,
     }
@@ -64,6 +63,16 @@ def report(opened: Weights, name: str) -> str:
     body = [f"  {label.ljust(width)}  {_wrapped(text, width + 4)}" for label, text in lines.items()]
     commands = _commands(opened, name, encoder, heads)
     return "\n".join([name, *body, *[""] * bool(commands), *(f"  {command}" for command in commands)])
+
+
+def _actions(predictor: dict[str, Tensor]) -> dict[str, str]:
+    """What a predictor reads beside features, if that is actions."""
+    if "action_encoder.weight" not in predictor:
+        return {}
+    layers = {name: predictor.get(f"{name}_encoder.weight") for name in ("action", "state", "extrinsics")}
+    read = [f"{name} ({_plural(layer.shape[1], 'number')})" for name, layer in layers.items() if layer is not None]
+    depth = len({name.split(".")[1] for name in predictor if name.startswith("predictor_blocks.")})
+    return {"predictor": f"world model, {_plural(depth, 'block')}, has layers for {', '.join(read)}"}
 
 
 def _probe(opened: MetaProbe) -> dict[str, str]:
@@ -158,9 +167,10 @@ def _commands(opened: Weights, name: str, encoder: Encoder | None, heads: str) -
         f"jepa validate {model} --data.root FOLDER",
         f"jepa predict {model} --data.root FOLDER",
         f"jepa fit --config {probe}.yaml --model.checkpoint {name}{given} --data.root FOLDER",
-        *[f"jepa fit --config YOURS.yaml --init_from {name}"] * (opened.family != "V-JEPA 2-AC"),
+        f"jepa fit --config YOURS.yaml --init_from {name}",
         f"jepa export --ckpt_path {name}{' --num_heads N' * unknown} --out FOLDER --to {_formats(opened, encoder)}",
         f'encoder = jepa_lightning.load_encoder("{name}"{", num_heads=N" * unknown})',
+        *[f'world_model = jepa_lightning.load_meta("{name}")'] * (opened.family == "V-JEPA 2-AC"),
     ]
 
 

@@ -15,6 +15,7 @@ from jepa_lightning.data.video_mixture import Mixture
 from jepa_lightning.data.video_sources import StillImages, VideoFolder, VideoList, Videos, VideoSource
 from jepa_lightning.data.video_transforms import CleanClipTransform, PretrainClipTransform, TrainClipTransform
 from jepa_lightning.data.videos import ClipFormat, VideoDataModule, VideoDataset, VideoReader
+from jepa_lightning.trajectory import Trajectory
 
 __all__ = [
     "CleanClipTransform",
@@ -44,6 +45,7 @@ __all__ = [
     "Torchvision",
     "TrainClipTransform",
     "TrainTransform",
+    "Trajectory",
     "VideoDataModule",
     "VideoDataset",
     "VideoFolder",

@@ -97,6 +97,7 @@ def _encoders(source: Source) -> str:
 
 def _beside(source: Source) -> str:
     beside = ["a predictor"] * (source.networks.predictor is not None)
+    beside += ["a predictor that reads actions"] * (source.networks.actions is not None)
     beside += ["an attentive probe"] * (source.networks.classifier is not None)
     return f" and {' and '.join(beside)}" if beside else ""
 

@@ -51,7 +51,7 @@ FORMATS: dict[str, Format] = {
         write_huggingface,
         reload_huggingface,
         usage.huggingface,
-        takes_predictor=lambda source: source.networks.encoder.num_frames > 1,
+        takes_predictor=lambda source: source.networks.encoder.num_frames > 1 and source.networks.actions is None,
         mask_index=PREDICTED,
     ),
     "timm": Format(
@@ -153,7 +153,7 @@ def prepared(name: str, source: Source, with_predictor: bool | None = None) -> S
 def _with(form: Format, source: Source, with_predictor: bool | None) -> Source:
     networks = source.networks
     if not (form.takes_predictor(source) if with_predictor is None else with_predictor):
-        networks = networks._replace(predictor=None)
+        networks = networks._replace(predictor=None, actions=None)
     if form.mask_index is not None:
         networks = networks._replace(mask_index=form.mask_index)
     return source._replace(networks=networks)

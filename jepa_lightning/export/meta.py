@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from jepa_lightning.export.source import Functions, Source, functions
-from jepa_lightning.models import Predictor, RoPE
+from jepa_lightning.models import ActionPredictor, Predictor, RoPE
 from jepa_lightning.weights import Hints
 from jepa_lightning.weights import open as open_weights
 
@@ -26,11 +26,13 @@ def write_meta(source: Source, folder: Path) -> None:
     """
     networks, other = source.networks, source.other or source.networks.encoder
     context, target = (networks.encoder, other) if networks.branch == "context" else (other, networks.encoder)
-    prefix = "module.backbone." if networks.encoder.num_frames > 1 else "module."  # DDP, and the wrapper for masks
-    assert networks.predictor is not None
+    predictor = networks.predictor or networks.actions
+    masked = networks.encoder.num_frames > 1 and networks.predictor is not None
+    prefix = "module.backbone." if masked else "module."  # DDP, and the wrapper for masks
+    assert predictor is not None
     content = {
         "encoder": _prefixed(context, prefix),
-        "predictor": _prefixed(networks.predictor, prefix),
+        "predictor": _prefixed(predictor, prefix),
         "target_encoder": _prefixed(target, prefix),
         "opt": None,
         "scaler": None,
@@ -51,13 +53,13 @@ def reload_meta(folder: Path, source: Source) -> Functions:
 
 def hints_for(source: Source) -> Hints:
     """What a reader of the file has to be told, because no tensor shows it."""
-    encoder, predictor = source.networks.encoder, source.networks.predictor
+    encoder, predictor = source.networks.encoder, source.networks.predictor or source.networks.actions
     clips = encoder.num_frames > 1
     return Hints(
         num_heads=encoder.num_heads,
         img_size=encoder.img_size,
         num_frames=encoder.num_frames if clips else None,
-        predictor_num_heads=predictor.num_heads if isinstance(predictor, Predictor) else None,
+        predictor_num_heads=predictor.num_heads if isinstance(predictor, Predictor | ActionPredictor) else None,
         rotary=isinstance(encoder.positions, RoPE) if clips else None,
     )
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa_lightning.masking import gather_tokens
-from jepa_lightning.models import Encoder, Predictor
+from jepa_lightning.models import ActionPredictor, Encoder, Predictor
 from jepa_lightning.models.pooling import AttentiveClassifier
 from jepa_lightning.weights.base import Progress
 from jepa_lightning.weights.networks import Networks, family
@@ -57,7 +57,9 @@ class Source(NamedTuple):
     def kind(self) -> str:
         """``I-JEPA``, ``V-JEPA``, ...: what was trained, or what the tensors look like."""
         method = self.config.get("model", {}).get("class_path")
-        return str(method).split(".")[-1] if method else family(self.networks.encoder)
+        if method:
+            return str(method).split(".")[-1]
+        return "V-JEPA 2-AC" if self.networks.actions is not None else family(self.networks.encoder)
 
     def shape(self, batch: int) -> tuple[int, ...]:
         """Of a batch of inputs as the encoder was built for: (B, C, H, W), or (B, C, T, H, W) for clips."""
@@ -115,12 +117,29 @@ class Predict(nn.Module):
 def functions(source: Source) -> Functions:
     """What our networks compute, with the mask token that the other library uses."""
     encoder, predictor, classifier = source.networks[0], source.networks.predictor, source.networks.classifier
+    actions = None if source.networks.actions is None else acting(source.networks.actions)
     return Functions(
         encoder,
         None if classifier is None else Classify(encoder, classifier, source.networks.out_layers),
-        None if predictor is None else gathering(Predict(predictor, source.networks.mask_index)),
+        actions if predictor is None else gathering(Predict(predictor, source.networks.mask_index)),
         None if predictor is None else partial(predictor.reads, encoder),
     )
+
+
+def acting(predictor: ActionPredictor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """A predictor that reads actions, for tokens of a whole clip and the same random actions every time."""
+
+    def predict(tokens: Tensor, context: Tensor, targets: Tensor) -> Tensor:
+        steps = tokens.shape[1] // (predictor.grid[0] * predictor.grid[1])
+        layers = (predictor.action_encoder, predictor.state_encoder, predictor.extrinsics_encoder)
+        generator = torch.Generator().manual_seed(0)
+        given = [
+            None if layer is None else torch.randn(len(tokens), steps, layer.in_features, generator=generator)
+            for layer in layers
+        ]
+        return predictor(tokens, *given)
+
+    return predict
 
 
 def gathering(predict: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

@@ -54,15 +54,16 @@ def not_in_meta(source: Source) -> str | None:
         return reason
     if networks.classifier is not None:
         return "a checkpoint in Meta's format has no probe beside the networks"
-    if predictor is None:
+    if predictor is None and networks.actions is None:
         return "a checkpoint in Meta's format holds a predictor, and here is none"
-    if _foreign_blocks(predictor.predictor_blocks) or predictor.target_noise is not None:
+    dense = isinstance(encoder, DenseVisionTransformer)
+    if networks.actions is not None and (dense or not isinstance(encoder.positions, RoPE)):
+        return "Meta's predictors of actions have an encoder of V-JEPA 2 (clips, rotary positions)"
+    if predictor is not None and (_foreign_blocks(predictor.predictor_blocks) or predictor.target_noise is not None):
         return ANOTHER
     if encoder.num_frames == 1 and (encoder.pos_embed is None or hasattr(predictor, "mask_tokens")):
         return "Meta's image models add a table of positions and have one mask token"
-    if isinstance(encoder, DenseVisionTransformer):
-        return None
-    if isinstance(encoder.positions, RoPE) and encoder.positions != RoPE(layout="tiled"):
+    if not dense and isinstance(encoder.positions, RoPE) and encoder.positions != RoPE(layout="tiled"):
         return _other_rotation("Meta's rotary models have", encoder)
     return None
 

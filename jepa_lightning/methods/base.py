@@ -25,6 +25,9 @@ from jepa_lightning.methods.groups import OptimizerFactory, groups_of, groups_wi
 from jepa_lightning.models import Encoder, ema_copy, ema_update, evaluating, frozen_copy, target_tokens
 from jepa_lightning.models.attention_maps import attention_depth, attention_maps
 from jepa_lightning.schedules import Schedule
+from jepa_lightning.trajectory import Trajectory
+
+Batch = MaskedBatch | Trajectory
 
 
 class Observed(NamedTuple):
@@ -173,7 +176,7 @@ class JEPA(Method):
         return cast(Encoder, self._modules.get("target_encoder", self.encoder))
 
     @abstractmethod
-    def losses(self, batch: MaskedBatch) -> dict[str, Tensor]:
+    def losses(self, batch: Any) -> dict[str, Tensor]:
         """``{"loss": scalar to minimise, name: scalar to log, ...}``."""
 
     @torch.no_grad()
@@ -241,7 +244,7 @@ class JEPA(Method):
 
     # ------------------------------------------------------------------ steps
 
-    def training_step(self, batch: MaskedBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         losses = self.losses(batch)
         shown = {**losses, **self.diagnostics()} if is_log_step(self.trainer, batch_idx) else {"loss": losses["loss"]}
@@ -249,15 +252,15 @@ class JEPA(Method):
         self.log_dict(values, batch_size=len(batch.inputs), sync_dist=True)
         return losses["loss"]
 
-    def validation_step(self, batch: MaskedBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The same loss on held-out data, with masks that are the same every time."""
         self._log_held_out("val", batch)
 
-    def test_step(self, batch: MaskedBatch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As validation, on the test split."""
         self._log_held_out("test", batch)
 
-    def _log_held_out(self, stage: str, batch: MaskedBatch) -> None:
+    def _log_held_out(self, stage: str, batch: Batch) -> None:
         """Log the mean over the samples of all processes.
 
         A metric, because Lightning 2.6 rounds the mean number of samples of a process down to an integer.
@@ -361,11 +364,9 @@ class JEPA(Method):
             setattr(self, name, shard(network, mesh))
 
     def setup(self, stage: str) -> None:
-        """Prepare what a Trainer needs: the metric of held-out data, and networks compiled in place if asked for.
-
-        Say if nothing prevents a collapse.
-        """
-        if stage == "fit" and self.momentum is None and not any(isinstance(c, Regularizer) for c in self.children()):
+        """Make the metric of held-out data, compile networks in place if asked for, say if a collapse is possible."""
+        free = self.momentum is None and not any(isinstance(child, Regularizer) for child in self.children())
+        if stage == "fit" and free and any(parameter.requires_grad for parameter in self.encoder.parameters()):
             rank_zero_info(
                 "momentum is null and so is regularizer: without an EMA copy of the encoder and without a term against "
                 "collapse all features may become equal"

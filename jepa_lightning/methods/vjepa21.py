@@ -115,8 +115,9 @@ class VJEPA21(VJEPA):
         """
         if self.predictor.target_dim != self.predictor.input_dim:
             raise ValueError(
-                f"the predictor was distilled: it predicts {self.predictor.target_dim} channels of a teacher, the target "
-                f"encoder gives {self.predictor.input_dim}. Its encoder is ready to use; to train on, give a new predictor"
+                f"the predictor was distilled: it predicts {self.predictor.target_dim} channels of a teacher, the "
+                f"target encoder gives {self.predictor.input_dim}. Its encoder is ready to use; to train on, give a "
+                "new predictor"
             )
         return normalized_levels(self.predictor.reads(self.target_encoder, inputs), self.embed_dim)
 

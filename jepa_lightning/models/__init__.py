@@ -1,5 +1,6 @@
 """Plain PyTorch modules: encoders, predictors and their parts. Nothing here imports Lightning."""
 
+from jepa_lightning.models.action_predictor import ActionPredictor
 from jepa_lightning.models.affine import Affine, AffineViews, affine_code
 from jepa_lightning.models.affine_predictor import AffineMLP
 from jepa_lightning.models.backbones import Backbone, TimmBackbone, TorchvisionBackbone
@@ -17,6 +18,7 @@ from jepa_lightning.models.vision_transformer import SIZES, Encoder, VisionTrans
 
 __all__ = [
     "SIZES",
+    "ActionPredictor",
     "Affine",
     "AffineMLP",
     "AffineViews",

@@ -121,7 +121,19 @@ class RoPE(Positions):
         return
 
     def rotation(self, index: Int[Tensor, "batch tokens"], grid: Grid, head_dim: int) -> Rotation:
-        """Angles of the tokens, in float32 also under autocast: a bfloat16 angle is off by whole turns.
+        """Angles of the tokens at ``index``, see ``at``."""
+        _, height, width = grid
+        rows, columns = index % (height * width) // width, index % width
+        places = (index // (height * width), self._spread(rows, height), self._spread(columns, width))
+        return self.at(places, head_dim)
+
+    def at(self, places: tuple[Tensor, Tensor, Tensor], head_dim: int) -> Rotation:
+        """Angles of tokens at these coordinates, in float32 also under autocast: bfloat16 is off by whole turns.
+
+        Args:
+            places: Time, height and width of each token, (B, N) each, also between the places of the grid. A coordinate
+                of 0 rotates nothing.
+            head_dim: Channels of a head.
 
         Raises:
             ValueError: If a head is too narrow to rotate two channels for each coordinate, or has an odd one.
@@ -130,9 +142,6 @@ class RoPE(Positions):
             raise ValueError(
                 f"RoPE needs an even number of channels for each head, at least 6, got {head_dim}: set num_heads"
             )
-        _, height, width = grid
-        rows, columns = index % (height * width) // width, index % width
-        places = (index // (height * width), self._spread(rows, height), self._spread(columns, width))
         angles = [self.angles(place, 2 * (head_dim // 3 // 2)) for place in places]
         angle = torch.cat(angles, dim=-1)
         angle = F.pad(angle, (0, head_dim - angle.shape[-1])).unsqueeze(1)  # (B, 1, N, head_dim)

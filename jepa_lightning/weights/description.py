@@ -7,18 +7,26 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
-from jepa_lightning.models import DensePredictor, DenseVisionTransformer, Encoder, Predictor, VisionTransformer
+from jepa_lightning.models import (
+    ActionPredictor,
+    DensePredictor,
+    DenseVisionTransformer,
+    Encoder,
+    Predictor,
+    VisionTransformer,
+)
 from jepa_lightning.models.vision_transformer import pair
 from jepa_lightning.weights import stored_config
 from jepa_lightning.weights.networks import LARGEST_DEPTH, mlp_ratio
 from jepa_lightning.weights.policy import DoesNotFit
 
 Description = dict[str, Any]
+Kind = TypeVar("Kind", bound=Predictor | ActionPredictor)
 SMALL = 2**16
 """Numbers up to here are no danger, whatever the tensors are."""
 SMALL_DEPTH = 100
@@ -87,11 +95,11 @@ def encoder_builder(path: Path, description: Description, state: Mapping[str, Te
 
 
 def predictor_builder(
-    path: Path, description: Description, encoder: Encoder, state: Mapping[str, Tensor]
-) -> Callable[[], Predictor]:
-    """What makes the predictor that a file describes, for an encoder; see encoder_builder."""
-    kind = Callable[[Encoder], Predictor]
-    return partial(_build(path, kind, _checked(path, description, kind, state)), encoder)
+    path: Path, description: Description, encoder: Encoder, state: Mapping[str, Tensor], kind: type[Kind]
+) -> Callable[[], Kind]:
+    """What makes the predictor that a file describes, of one kind, for an encoder; see encoder_builder."""
+    hint: Any = Callable[[Encoder], kind]
+    return partial(_build(path, hint, _checked(path, description, hint, state)), encoder)
 
 
 def _checked(path: Path, description: Description, hint: Any, state: Mapping[str, Tensor]) -> Description:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from jepa_lightning.models import DenseVisionTransformer, Encoder, Predictor, VisionTransformer
+from jepa_lightning.models import ActionPredictor, Encoder, Predictor, VisionTransformer
 from jepa_lightning.preprocessing import Preprocessing
 from jepa_lightning.weights import meta_dense, meta_training
 from jepa_lightning.weights.base import Hints, Progress, States, Weights
 from jepa_lightning.weights.file import File
-from jepa_lightning.weights.meta_sizes import encoder_arguments, predictor_arguments
+from jepa_lightning.weights.meta_sizes import action_predictor_arguments, encoder_arguments, predictor_arguments
 from jepa_lightning.weights.names import without_prefix
 from jepa_lightning.weights.networks import Branch, Networks, check, filled, outlined
 from jepa_lightning.weights.policy import DoesNotFit
@@ -32,6 +33,7 @@ PREFIXES = ("module.", "_orig_mod.", "backbone.")
 """What stands before the names of all tensors of a network: of DDP, of torch.compile, of the wrapper for masks."""
 LEGACY = ("pos_embed", "predictor_pos_embed")
 """Left in the released files of V-JEPA 2, whose rotary networks do not use them."""
+CONDITIONED, DENSE = "V-JEPA 2-AC", "V-JEPA 2.1"
 MASK_TOKENS_V2 = 10
 """In the released files of V-JEPA 2; a position table beside any other number is V-JEPA's, and used."""
 
@@ -74,9 +76,9 @@ class Meta(Weights):
         encoder = networks.get("target_encoder", networks.get("encoder", {}))
         predictor = networks.get("predictor", {})
         if "patch_embed_img.proj.weight" in encoder:
-            return "V-JEPA 2.1"
+            return DENSE
         if "action_encoder.weight" in predictor:
-            return "V-JEPA 2-AC"
+            return CONDITIONED
         if "patch_embed.proj.weight" not in encoder or encoder["patch_embed.proj.weight"].ndim != 5:
             return "I-JEPA"
         rotary = hints.rotary
@@ -96,35 +98,54 @@ class Meta(Weights):
             return self._plain
         return {net: {k: v for k, v in state.items() if k not in LEGACY} for net, state in self._plain.items()}
 
+    def sources(self, frozen: bool) -> dict[str, str]:
+        """Which network of the file each network of a method comes from.
+
+        Args:
+            frozen: Whether the method has one encoder, which is not trained: it is the target encoder of the file, or
+                the encoder where there is no other.
+        """
+        if frozen:
+            target = "target_encoder" if "target_encoder" in self._plain else "encoder"
+            return {"encoder": target, "predictor": "predictor"}
+        one = self.family == DENSE and "encoder" not in self._plain  # distilled
+        return {**{name: name for name in NETWORKS}, **({"encoder": "target_encoder"} if one else {})}
+
+    def encoder_builder(self, network: str, hints: Hints) -> Callable[[], Encoder]:
+        """What builds one of the encoders, with initial weights; its sizes are read off the tensors here."""
+        state = self.states(hints)[network]
+        if self.kind(hints) == DENSE:
+            return meta_dense.encoder(self.path, state, hints)
+        hints = replace(hints, rotary=self.is_rotary(hints))
+        return partial(VisionTransformer, **encoder_arguments(self.path, state, hints))
+
+    def predictor_builder(self, hints: Hints) -> Callable[..., Predictor | ActionPredictor]:
+        """What builds the predictor for an encoder, with initial weights; see encoder_builder."""
+        state, kind, heads = self.states(hints)["predictor"], self.kind(hints), hints.predictor_num_heads
+        if kind == DENSE:
+            return meta_dense.predictor(self.path, state, heads)
+        if kind == CONDITIONED:
+            return partial(ActionPredictor, **action_predictor_arguments(self.path, state, heads))
+        return partial(Predictor, **predictor_arguments(self.path, state, heads, self.is_rotary(hints)))
+
     def _encoder(self, branch: Branch, hints: Hints) -> tuple[str, Branch, Callable[[], Encoder]]:
         """The name of a network, the branch that it is, and what builds it."""
-        states = self.states(hints)
-        if NETWORK_OF[branch] not in states:
+        if NETWORK_OF[branch] not in self._plain:
             branch = "context" if branch == "target" else "target"
         name = NETWORK_OF[branch]
-        if self.kind(hints) == "V-JEPA 2.1":
-            return name, branch, meta_dense.encoder(self.path, states[name], hints)
-        hints = Hints(hints.num_heads, hints.img_size, hints.num_frames, rotary=self.is_rotary(hints))
-        return name, branch, partial(VisionTransformer, **encoder_arguments(self.path, states[name], hints))
+        return name, branch, self.encoder_builder(name, hints)
 
     def _networks(self, branch: Branch, predictor: bool, hints: Hints) -> Networks:
         name, found, build = self._encoder(branch, hints)
         if found != branch:
             warnings.warn(f"{self.path} has no {NETWORK_OF[branch]}: its {name} is taken", stacklevel=2)
-        encoder = filled(self.file, name, build, self.states(hints)[name])
-        read = self._predictor(encoder, hints) if predictor else None
-        return Networks(encoder, found, Preprocessing(encoder.img_size), read)
-
-    def _predictor(self, encoder: Encoder, hints: Hints) -> Predictor | None:
-        """The predictor of tokens, if the file has one."""
-        state = self.states(hints).get("predictor")
-        if state is None or self.kind(hints) == "V-JEPA 2-AC":
-            return None
-        if isinstance(encoder, DenseVisionTransformer):
-            dense = meta_dense.predictor(self.path, state, encoder.embed_dim, hints.predictor_num_heads)
-            return filled(self.file, "predictor", partial(dense, encoder), state)
-        sizes = predictor_arguments(self.path, state, hints.predictor_num_heads, self.is_rotary(hints))
-        return filled(self.file, "predictor", partial(Predictor, encoder, **sizes), state)
+        states = self.states(hints)
+        encoder = filled(self.file, name, build, states[name])
+        networks = Networks(encoder, found, Preprocessing(encoder.img_size))
+        if not predictor or "predictor" not in states:
+            return networks
+        read = partial(self.predictor_builder(hints), encoder)
+        return networks.with_predictor(filled(self.file, "predictor", read, states["predictor"]))
 
     def outline(self, hints: Hints | None = None) -> Encoder | None:
         """The encoder without its weights."""
@@ -147,8 +168,8 @@ class Meta(Weights):
         Raises:
             CheckpointError: If the file is of another method, or has no training to go on with.
         """
-        states = self.states()
-        for name in NETWORKS:
+        states, found = self.states(), self.sources(not any(p.requires_grad for p in module.encoder.parameters()))
+        for name in found.values():
             network = getattr(module, name, None)
             if name not in states:
                 raise DoesNotFit(f"{self.path} has no {name}")
@@ -159,7 +180,7 @@ class Meta(Weights):
             except DoesNotFit as error:
                 raise DoesNotFit(f"{error}. Give the model of that training, or --init_from") from error
             self.file.check_all(states[name], name)
-        state = {f"{name}.{key}": tensor for name in NETWORKS for key, tensor in states[name].items()}
+        state = {f"{name}.{key}": tensor for name, source in found.items() for key, tensor in states[source].items()}
         if not fitting:
             return {"epoch": 0, "global_step": 0, "state_dict": state}
         self.file.check_all(self.file.content.get("opt"), "opt")

@@ -49,15 +49,12 @@ def encoder(path: Path, state: State, hints: Hints) -> partial[DenseVisionTransf
     )
 
 
-def predictor(
-    path: Path, state: State, embed_dim: int, num_heads: int | None
-) -> Callable[[DenseVisionTransformer], DensePredictor]:
+def predictor(path: Path, state: State, num_heads: int | None) -> Callable[[DenseVisionTransformer], DensePredictor]:
     """What builds the predictor that these tensors fit, for an encoder.
 
     Args:
         path: Where they come from, for messages.
         state: They, without prefixes.
-        embed_dim: Channels of the encoder.
         num_heads: Attention heads; None for 12 where the width is the published one, else those of the encoder.
     """
     several = "predictor_embed.0.weight" in state
@@ -71,6 +68,6 @@ def predictor(
         num_heads=num_heads or (12 if width == 384 else None),
         mlp_ratio=mlp_ratio(hidden, width),
         num_mask_tokens=sum(name.startswith("mask_tokens.") for name in state) or 1,
-        levels=first.shape[1] // embed_dim if several else 1,
+        levels=first.shape[1] // first.shape[0] if several else 1,
         target_dim=tensor_of(path, "predictor", state, "predictor_proj.weight", 2).shape[0],
     )

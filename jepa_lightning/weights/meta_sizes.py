@@ -96,6 +96,24 @@ def predictor_arguments(path: Path, state: State, num_heads: int | None, rotary:
     }
 
 
+def action_predictor_arguments(path: Path, state: State, num_heads: int | None) -> dict[str, Any]:
+    """Constructor arguments of the ActionPredictor that these tensors fit, beside the encoder."""
+    width = tensor_of(path, "predictor", state, "predictor_embed.weight", 2).shape[0]
+    hidden = tensor_of(path, "predictor", state, "predictor_blocks.0.mlp.fc1.weight", 2).shape[0]
+    sizes: dict[str, Any] = {
+        "embed_dim": width,
+        "depth": depth_of(state, "predictor_blocks"),
+        "num_heads": num_heads or heads_of(path, width, {1024: 16}, "predictor_num_heads"),
+        "mlp_ratio": mlp_ratio(hidden, width),
+        "action_dim": tensor_of(path, "predictor", state, "action_encoder.weight", 2).shape[1],
+    }
+    for name in ("state", "extrinsics"):
+        there = f"{name}_encoder.weight" in state
+        shape = tensor_of(path, "predictor", state, f"{name}_encoder.weight", 2).shape if there else (0, None)
+        sizes[f"{name}_dim"] = shape[1]
+    return sizes
+
+
 def tensor_of(path: Path, network: str, state: State, name: str, *dimensions: int) -> Tensor:
     """A tensor that must be there, with one of these numbers of dimensions and nothing empty."""
     if name not in state:
@@ -119,7 +137,7 @@ def _options(what: str, of_export: str | None = None) -> str:
     return f"export, explore: --{of_export or what}; evaluate: --overrides.{what}; others: --model.overrides.{what}"
 
 
-def heads_of(path: Path, embed_dim: int, published: dict[int, int]) -> int:
+def heads_of(path: Path, embed_dim: int, published: dict[int, int], hint: str = "num_heads") -> int:
     """Attention heads by the width of the network.
 
     Raises:
@@ -127,8 +145,8 @@ def heads_of(path: Path, embed_dim: int, published: dict[int, int]) -> int:
     """
     if embed_dim not in published:
         raise HintNeeded(
-            f"{path}: embed_dim {embed_dim} is no published size: give num_heads=, which no tensor shows "
-            f"({_options('num_heads N')})"
+            f"{path}: embed_dim {embed_dim} is no published size: give {hint}=, which no tensor shows "
+            f"({_options(f'{hint} N')})"
         )
     return published[embed_dim]
 

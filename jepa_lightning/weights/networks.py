@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from jepa_lightning.models import DenseVisionTransformer, Encoder, Predictor, VisionTransformer
+from jepa_lightning.models import ActionPredictor, DenseVisionTransformer, Encoder, Predictor, VisionTransformer
 from jepa_lightning.models.pooling import AttentiveClassifier
 from jepa_lightning.preprocessing import Preprocessing
 from jepa_lightning.weights.file import File
@@ -35,6 +35,7 @@ class Networks(NamedTuple):
         labels: Names of its classes.
         mask_index: Which of the predictor's mask tokens the other library uses.
         out_layers: Blocks whose tokens the probe reads together; None for the last one's.
+        actions: A predictor conditioned on actions (V-JEPA 2-AC), if the file has one.
     """
 
     encoder: Encoder
@@ -45,6 +46,13 @@ class Networks(NamedTuple):
     labels: tuple[str, ...] = ()
     mask_index: int = 0
     out_layers: tuple[int, ...] | None = None
+    actions: ActionPredictor | None = None
+
+    def with_predictor(self, predictor: Predictor | ActionPredictor) -> Networks:
+        """The same networks and a predictor of either kind."""
+        if isinstance(predictor, ActionPredictor):
+            return self._replace(actions=predictor)
+        return self._replace(predictor=predictor)
 
 
 def family(encoder: Encoder) -> str:

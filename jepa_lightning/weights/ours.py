@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa_lightning.models import Encoder, frozen_copy
+from jepa_lightning.models import ActionPredictor, Encoder, Predictor, frozen_copy
 from jepa_lightning.preprocessing import CROP_PCT, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from jepa_lightning.weights import stored_config
 from jepa_lightning.weights.base import FREE, Hints, Progress, States, Weights, part_of
@@ -146,16 +146,14 @@ class Own(Weights):
             name = NETWORK_OF[branch]
         state = part_of(self.state, name)
         encoder = filled(self.file, name, encoder_builder(self.path, description, state), state)
-        read, described = None, self.arguments.get("predictor")
-        if predictor and isinstance(described, dict) and self.predicts_tokens:
-            state = part_of(self.state, "predictor")
-            read = filled(self.file, "predictor", predictor_builder(self.path, described, encoder, state), state)
-        return Networks(encoder, branch, self.preprocessing(encoder.img_size), read)
-
-    @property
-    def predicts_tokens(self) -> bool:
-        """Whether the predictor is one of tokens at positions, and not of something else."""
-        return any(name.startswith("predictor_embed.") for name in part_of(self.state, "predictor"))
+        networks = Networks(encoder, branch, self.preprocessing(encoder.img_size))
+        described, state = self.arguments.get("predictor"), part_of(self.state, "predictor")
+        predicts_tokens = any(name.startswith("predictor_embed.") for name in state)
+        if not predictor or not isinstance(described, dict) or not predicts_tokens:
+            return networks
+        kind: type[Predictor | ActionPredictor] = ActionPredictor if "action_encoder.weight" in state else Predictor
+        build = predictor_builder(self.path, described, encoder, state, kind)
+        return networks.with_predictor(filled(self.file, "predictor", build, state))
 
     def outline(self, hints: Hints | None = None) -> Encoder | None:
         """The encoder without its weights; None if it has none of its own."""

@@ -22,7 +22,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from jepa_lightning.models import Encoder
+from jepa_lightning.models import Encoder, Predictor
 from jepa_lightning.preprocessing import Preprocessing
 from jepa_lightning.weights.base import Hints, OneEncoder, part_of
 from jepa_lightning.weights.description import encoder_builder, predictor_builder
@@ -86,7 +86,7 @@ class Safetensors(OneEncoder):
         encoder = filled(self.file, "encoder", encoder_builder(self.path, self.about["encoder"], encoding), encoding)
         read_too = None
         if self.about.get("predictor"):
-            build = predictor_builder(self.path, self.about["predictor"], encoder, predicting)
+            build = predictor_builder(self.path, self.about["predictor"], encoder, predicting, Predictor)
             read_too = filled(self.file, "predictor", build, predicting)
         said = self.about["preprocessing"]
         wanted = Preprocessing(

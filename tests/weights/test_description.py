@@ -75,7 +75,9 @@ def test_an_encoder_is_built_again_from_its_description(name: str) -> None:
 def test_a_predictor_is_built_again_for_its_encoder(changes: dict[str, Any]) -> None:
     encoder = encoder_of()
     predictor = Predictor(encoder, 12, 2, **changes)
-    build = predictor_builder(Path("x"), travelled(describe_predictor(predictor)), encoder, predictor.state_dict())
+    build = predictor_builder(
+        Path("x"), travelled(describe_predictor(predictor)), encoder, predictor.state_dict(), type(predictor)
+    )
     twin = build()
     twin.load_state_dict(predictor.state_dict())
     assert (twin.num_heads, twin.depth, twin.target_noise, twin.options) == (

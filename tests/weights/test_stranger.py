@@ -20,8 +20,7 @@ import jepa_lightning.cli  # so that no test waits for it
 from jepa_lightning import weights
 from jepa_lightning.commands.inspect import main as inspect
 from jepa_lightning.weights import DoesNotFit, NotTrusted, Unreadable
-from jepa_lightning.weights.ours import Own
-from jepa_lightning.writing import CONFIG_KEY
+from jepa_lightning.weights.ours import CONFIG_KEY, Own
 
 Config = dict[str, Any]
 Content = dict[str, Any]
@@ -143,7 +142,10 @@ def test_the_checkpoint_itself_is_in_order(stranger: Callable[..., Path]) -> Non
         (setting(optimizer="os.system"), "model.optimizer is the text"),
         (sized(positions="evilmod.S"), "model.encoder.positions is the text"),
         (setting(regularizer=a("evilmod.S")), "model.regularizer is of the class evilmod.S"),
-        (of_data(source=a("evilmod.S")), "data.source is of the class evilmod.S, .* nothing was imported. .*--trust evil"),
+        (
+            of_data(source=a("evilmod.S")),
+            "data.source is of the class evilmod.S, .* nothing was imported. .*--trust evil",
+        ),
         (of_data(masks="evilmod.f"), "data.masks is the text 'evilmod.f'"),
         (of_data(source="evil.yaml"), "data.source is the text 'evil.yaml'"),
         (of_data(transform=a("evilmod.f")), "data.transform is of the class evilmod.f"),
@@ -157,7 +159,10 @@ def test_the_checkpoint_itself_is_in_order(stranger: Callable[..., Path]) -> Non
         ],
         (setting(optimizer=a("torch.hub.load")), "model.optimizer is of the class torch.hub.load"),
         (setting(encoder=a("jepa_lightning_evil.S")), "model.encoder is of the class jepa_lightning_evil.S"),
-        (setting(encoder=a("jepa_lightning.models.backbones.TimmBackbone", name="hf-hub:a/b")), "encoder.name is 'hf-hub"),
+        (
+            setting(encoder=a("jepa_lightning.models.backbones.TimmBackbone", name="hf-hub:a/b")),
+            "encoder.name is 'hf-hub",
+        ),
     ],
 )
 def test_code_that_is_not_ours_is_refused_by_its_place(
@@ -195,7 +200,9 @@ def test_what_our_package_imports_from_elsewhere_is_not_ours(name: str, stranger
         (setting(unknown=a("jepa_lightning.cli.JepaCLI")), "but no class goes there"),
         (setting(betas=[0.9, a("jepa_lightning.cli.JepaCLI")]), r"model.betas\[1\] .* but no class goes there"),
         (
-            setting(encoder=a("jepa_lightning.models.backbones.TimmBackbone", options={"x": a("jepa_lightning.IJEPA")})),
+            setting(
+                encoder=a("jepa_lightning.models.backbones.TimmBackbone", options={"x": a("jepa_lightning.IJEPA")})
+            ),
             "encoder.options.x is of the class jepa_lightning.IJEPA, but no class goes there",
         ),
         (of_data(transform=a("jepa_lightning.cli.JepaCLI")), "but TrainTransform goes there"),
@@ -309,8 +316,8 @@ def test_sizes_that_no_tensor_has_are_refused_before_anything_is_built(
         *(sized(img_size=size) for size in (0, -16, 24, "large", [16], [16, 16, 16], [])),
         *(sized(in_chans=count) for count in (0, -1, 1)),
         *(sized(mlp_ratio=ratio) for ratio in (0, -4.0, 1e-9, 8.0)),
-        sized(num_frames=0), sized(num_frames=4, tubelet_size=0), sized(unknown=3), lambda config: sizes(config).update({3: 4}),
-        lambda config: sizes(config).clear(),
+        sized(num_frames=0), sized(num_frames=4, tubelet_size=0), sized(unknown=3),
+        lambda config: sizes(config).update({3: 4}), lambda config: sizes(config).clear(),
     ],
 )  # fmt: skip
 def test_sizes_that_make_no_network_of_these_tensors_are_refused(
