@@ -20,8 +20,7 @@ import jepa_lightning.cli  # so that no test waits for it
 from jepa_lightning import weights
 from jepa_lightning.commands.inspect import main as inspect
 from jepa_lightning.weights import DoesNotFit, NotTrusted, Unreadable
-from jepa_lightning.weights.ours import Own
-from jepa_lightning.writing import CONFIG_KEY
+from jepa_lightning.weights.ours import CONFIG_KEY, Own
 
 Config = dict[str, Any]
 Content = dict[str, Any]
