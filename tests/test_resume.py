@@ -160,3 +160,12 @@ def test_a_run_that_max_steps_ended_goes_on_in_the_same_epoch(image_folder: Path
     main(options(image_folder, "parts", "--data.num_workers=0", "--trainer.max_steps=12", "--model.ipe_scale=4"))
     main(options(image_folder, "parts", "--data.num_workers=0", "--ckpt_path=last.ckpt", "--model.ipe_scale=2"))
     assert_same_end("whole", "parts")
+
+
+def test_the_checkpoint_alone_resumes_bit_for_bit(whole: str, image_folder: Path) -> None:
+    """`jepa fit --ckpt_path last.ckpt`: model, data, seed and length are in it; observers may differ."""
+    with pytest.raises(SystemExit):
+        main(options(image_folder, "parts", "--data.num_workers=0", "--trainer.callbacks+=killer.Stop",
+                     "--trainer.callbacks.step=13"))  # fmt: skip
+    main(["fit", "--ckpt_path=last.ckpt", "--trainer.enable_progress_bar=false", "--monitor.flush_every_n_steps=1"])
+    assert_same_end(whole, "parts")
