@@ -25,6 +25,7 @@ from jepa_lightning.weights.ours import CONFIG_KEY, Own
 Config = dict[str, Any]
 Content = dict[str, Any]
 Door = Callable[[Path], Any]
+WRITTEN = ("here/probe.ckpt", "here/encoder.ckpt")
 EVIL = "from pathlib import Path\nPath(__file__).with_name('imported').touch()\ndef f(*_): ...\nclass S: ...\n"
 
 
@@ -65,7 +66,7 @@ def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setenv(name, str(tmp_path / "home"))
     yield tmp_path / "evil"
     files = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file()}
-    assert files <= {"evil/evilmod.py", "here/evil.yaml", "stranger.ckpt"}
+    assert files <= {"evil/evilmod.py", "here/evil.yaml", "stranger.ckpt", *WRITTEN}
     assert "evilmod" not in sys.modules
 
 
@@ -93,6 +94,7 @@ def refused(path: Path, doors: tuple[Door, ...], error: type[Exception], message
         assert time.process_time() - begin < 2, door
         assert str(path) in str(found.value)
         assert len(str(found.value)) < 1000
+        assert "Given value" not in str(found.value)  # jsonargparse's last line, which says nothing
 
 
 def model(config: Config) -> Config:
@@ -142,7 +144,10 @@ def test_the_checkpoint_itself_is_in_order(stranger: Callable[..., Path]) -> Non
         (setting(optimizer="os.system"), "model.optimizer is the text"),
         (sized(positions="evilmod.S"), "model.encoder.positions is the text"),
         (setting(regularizer=a("evilmod.S")), "model.regularizer is of the class evilmod.S"),
-        (of_data(source=a("evilmod.S")), "data.source is of the class evilmod.S, .* nothing was imported. .*--trust evil"),
+        (
+            of_data(source=a("evilmod.S")),
+            "data.source is of the class evilmod.S, .* nothing was imported. .*--trust evil",
+        ),
         (of_data(masks="evilmod.f"), "data.masks is the text 'evilmod.f'"),
         (of_data(source="evil.yaml"), "data.source is the text 'evil.yaml'"),
         (of_data(transform=a("evilmod.f")), "data.transform is of the class evilmod.f"),
@@ -156,7 +161,10 @@ def test_the_checkpoint_itself_is_in_order(stranger: Callable[..., Path]) -> Non
         ],
         (setting(optimizer=a("torch.hub.load")), "model.optimizer is of the class torch.hub.load"),
         (setting(encoder=a("jepa_lightning_evil.S")), "model.encoder is of the class jepa_lightning_evil.S"),
-        (setting(encoder=a("jepa_lightning.models.backbones.TimmBackbone", name="hf-hub:a/b")), "encoder.name is 'hf-hub"),
+        (
+            setting(encoder=a("jepa_lightning.models.backbones.TimmBackbone", name="hf-hub:a/b")),
+            "encoder.name is 'hf-hub",
+        ),
     ],
 )
 def test_code_that_is_not_ours_is_refused_by_its_place(
@@ -194,7 +202,9 @@ def test_what_our_package_imports_from_elsewhere_is_not_ours(name: str, stranger
         (setting(unknown=a("jepa_lightning.cli.JepaCLI")), "but no class goes there"),
         (setting(betas=[0.9, a("jepa_lightning.cli.JepaCLI")]), r"model.betas\[1\] .* but no class goes there"),
         (
-            setting(encoder=a("jepa_lightning.models.backbones.TimmBackbone", options={"x": a("jepa_lightning.IJEPA")})),
+            setting(
+                encoder=a("jepa_lightning.models.backbones.TimmBackbone", options={"x": a("jepa_lightning.IJEPA")})
+            ),
             "encoder.options.x is of the class jepa_lightning.IJEPA, but no class goes there",
         ),
         (of_data(transform=a("jepa_lightning.cli.JepaCLI")), "but TrainTransform goes there"),
@@ -308,8 +318,8 @@ def test_sizes_that_no_tensor_has_are_refused_before_anything_is_built(
         *(sized(img_size=size) for size in (0, -16, 24, "large", [16], [16, 16, 16], [])),
         *(sized(in_chans=count) for count in (0, -1, 1)),
         *(sized(mlp_ratio=ratio) for ratio in (0, -4.0, 1e-9, 8.0)),
-        sized(num_frames=0), sized(num_frames=4, tubelet_size=0), sized(unknown=3), lambda config: sizes(config).update({3: 4}),
-        lambda config: sizes(config).clear(),
+        sized(num_frames=0), sized(num_frames=4, tubelet_size=0), sized(unknown=3),
+        lambda config: sizes(config).update({3: 4}), lambda config: sizes(config).clear(),
     ],
 )  # fmt: skip
 def test_sizes_that_make_no_network_of_these_tensors_are_refused(
@@ -519,3 +529,54 @@ def test_a_seed_that_is_no_number_of_one_is_left(seed: Any, stranger: Callable[.
     opened = weights.open(stranger(lambda config: config.update(seed_everything=seed)))
     assert opened.config["seed_everything"] is None
     opened.untrained(jl.load_encoder(opened))
+
+
+# ---------------------------------------------------------------------- probes
+
+
+@pytest.fixture
+def probe(stranger: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """Writes the checkpoint of a probe on the encoder of the other one."""
+
+    def write(extra: Callable[[Content], Any] = dict, **arguments: Any) -> Path:
+        encoder = stranger().rename(tmp_path / "here" / "encoder.ckpt")
+        given = {"checkpoint": str(encoder), "num_heads": 2}
+        module = jl.AttentiveProbe(**given)
+        module._build([("", 3)])
+        state = module.state_dict()
+        config = {"model": a("jepa_lightning.AttentiveProbe", **{**given, **arguments})}
+        path = stranger(yaml.safe_dump(config), state_dict={**state, "_extra_state": extra(state["_extra_state"])})
+        return path.rename(tmp_path / "here" / "probe.ckpt")
+
+    return write
+
+
+def test_a_probe_itself_is_in_order(probe: Callable[..., Path]) -> None:
+    path = probe()
+    jl.load(path)
+    inspected(path)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        lambda extra: {**extra, "tasks": [["", 10**9]]}, lambda extra: {**extra, "tasks": [["", -3]]},
+        lambda extra: {**extra, "tasks": 3}, lambda extra: {**extra, "tasks": [[]]},
+        lambda extra: {**extra, "tasks": [["", "x"]]}, lambda extra: {}, lambda extra: {**extra, "tasks": [["", 4]]},
+        lambda extra: {**extra, "encoder": "another"},
+    ],
+)  # fmt: skip
+def test_what_a_probe_says_of_its_classes_is_checked(
+    extra: Callable[[Content], Content], probe: Callable[..., Path]
+) -> None:
+    path = probe(extra=extra)
+    begin = time.process_time()
+    with pytest.raises(ValueError, match=r"probe.ckpt"):
+        jl.load(path)
+    assert time.process_time() - begin < 2
+
+
+@pytest.mark.parametrize("place", ["someone/model", "/dev/zero", "evil.yaml", "../evil/evilmod.py", ""])
+def test_the_encoder_of_a_probe_is_a_checkpoint_on_this_machine(place: str, probe: Callable[..., Path]) -> None:
+    with pytest.raises((ValueError, FileNotFoundError)):
+        jl.load(probe(checkpoint=place))
