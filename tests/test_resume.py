@@ -98,7 +98,7 @@ def test_a_killed_run_resumes_bit_for_bit(whole: str, image_folder: Path) -> Non
     assert_same_end(whole, "parts")
 
 
-@pytest.mark.parametrize("name", ["vjepa.yaml", pytest.param("vjepa2.yaml", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["vjepa.yaml", "vjepa21.yaml", pytest.param("vjepa2.yaml", marks=pytest.mark.slow)])
 def test_a_killed_run_on_videos_resumes_bit_for_bit(name: str) -> None:
     video = ["fit", "--config", name, *OPTIONS[3:], "--model.encoder.num_frames=4", "--trainer.limit_train_batches=8"]
     video.append("--trainer.limit_val_batches=1")
