@@ -19,7 +19,10 @@ class VideoError(ValueError):
 
 
 class VideoInfo(NamedTuple):
-    """What a video is, as it is displayed (turned upright).
+    """What a video is, as it is displayed: turned upright, with square pixels.
+
+    Pixels that are not square are made so by a change of the stored width; a stated width of a pixel outside 1/8 to 8 of
+    its height is taken for an error and ignored.
 
     Attributes:
         frames: Number of frames.
@@ -46,6 +49,11 @@ class Video(ABC):
 
     info: VideoInfo
     path: str = "this video"
+
+    @property
+    def fps(self) -> float:
+        """Mean frame rate in 1/s."""
+        return self.info.fps
 
     @abstractmethod
     def times(self) -> Float[np.ndarray, " frames"]:
