@@ -101,8 +101,6 @@ def outline(opened: Weights) -> tuple[Encoder | None, str]:
         encoder = opened.outline()
     except HintNeeded:
         return opened.outline(Hints(num_heads=1)), HEADS_UNKNOWN
-    if encoder is None and opened.family == "V-JEPA 2.1":
-        return None, "two patch embeddings and norms of several levels: not supported yet, nothing here loads it"
     return encoder, "" if encoder is None else _plural(encoder.num_heads, "head")
 
 
