@@ -228,8 +228,9 @@ def load_meta(
             f"{path} is of {kind}, which is not supported yet; the methods here are {', '.join(SCHEDULES)}"
             + (" (jepa_lightning.load_encoder reads its encoder)" if kind == "V-JEPA 2-AC" else "")
         )
+    build = _builder(found.path, kind, states, replace(hints, rotary=rotary), {**SCHEDULES[kind], **overrides})
     with torch.device("meta"):  # no memory and no time for weights that are read anyway
-        module = _like(found.path, kind, states, replace(hints, rotary=rotary), {**SCHEDULES[kind], **overrides})
+        module = build()
     networks = {name: module.get_submodule(name) for name in NETWORKS}
     for name, network in networks.items():
         check(found.path, name, network.state_dict(), states[name])
@@ -240,18 +241,19 @@ def load_meta(
     return module.to("cpu")  # where everything is; Lightning noted where it was built
 
 
-def _like(
+def _builder(
     path: Path, kind: str, states: dict[str, dict[str, torch.Tensor]], hints: Hints, arguments: dict[str, Any]
-) -> IJEPA | VJEPA:
-    """The method that a file in Meta's format is of, built for its networks."""
+) -> Callable[[], IJEPA | VJEPA]:
+    """What builds the method of a file in Meta's format, with networks of the sizes that its tensors show."""
     if kind == "V-JEPA 2.1":
-        dense = meta_dense.encoder(path, states["encoder"], hints)()
-        build = meta_dense.predictor(path, states["predictor"], dense.embed_dim, hints.predictor_num_heads)
-        return VJEPA21(dense, build, **arguments)
-    encoder = VisionTransformer(**encoder_arguments(path, states["encoder"], hints))
+        dense = meta_dense.encoder(path, states["encoder"], hints)
+        width = dense.keywords["embed_dim"]
+        build = meta_dense.predictor(path, states["predictor"], width, hints.predictor_num_heads)
+        return lambda: VJEPA21(dense(), build, **arguments)
+    sizes = encoder_arguments(path, states["encoder"], hints)
     narrow = predictor_arguments(path, states["predictor"], hints.predictor_num_heads, bool(hints.rotary))
     method = IJEPA if kind == "I-JEPA" else VJEPA
-    return method(encoder, partial(Predictor, **narrow), **arguments)
+    return lambda: method(VisionTransformer(**sizes), partial(Predictor, **narrow), **arguments)
 
 
 def start_from(module: nn.Module, found: Weights) -> Callable[[Any], dict[str, Any] | None]:

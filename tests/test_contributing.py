@@ -25,7 +25,7 @@ from jepa_lightning.weights.networks import filled
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-TOLD = re.findall(r"^\| `([^`]+)` \|", TEXT, flags=re.MULTILINE)
+TOLD = re.findall(r"^\| `([^`]+/[^`]+)` \|", TEXT, flags=re.MULTILINE)
 
 
 def test_the_tables_name_files_that_exist_among_them_the_method_its_test_and_its_config() -> None:

@@ -112,14 +112,14 @@ class Predict(nn.Module):
         return self.predictor(context_tokens, context, targets.unsqueeze(1), self.mask_index)[:, 0]
 
 
-def functions(source: Source) -> Functions:
+def functions_of(networks: Networks) -> Functions:
     """What our networks compute, with the mask token that the other library uses."""
-    encoder, predictor, classifier = source.networks[0], source.networks.predictor, source.networks.classifier
+    predictor, classifier = networks.predictor, networks.classifier
     return Functions(
-        encoder,
-        None if classifier is None else Classify(encoder, classifier, source.networks.out_layers),
-        None if predictor is None else gathering(Predict(predictor, source.networks.mask_index)),
-        None if predictor is None else partial(predictor.reads, encoder),
+        networks.encoder,
+        None if classifier is None else Classify(networks.encoder, classifier, networks.out_layers),
+        None if predictor is None else gathering(Predict(predictor, networks.mask_index)),
+        None if predictor is None else partial(predictor.reads, networks.encoder),
     )
 
 

@@ -549,17 +549,6 @@ def test_of_v2_with_actions_the_encoder_can_be_read(saved: Saver) -> None:
         load_meta(path, num_heads=2)
 
 
-def test_v2_1_is_refused_by_name(saved: Saver) -> None:
-    content = clip_content(RoPE())
-    for network in ("encoder", "target_encoder"):
-        content[network]["module.backbone.patch_embed_img.proj.weight"] = torch.zeros(24, 3, 1, 8, 8)
-    path = saved(content)
-    with pytest.raises(ValueError, match=r"is of V-JEPA 2.1, which is not supported yet; the methods here are I-JEPA"):
-        load_meta(path)
-    with pytest.raises(ValueError, match=r"is of V-JEPA 2.1, whose encoder .* is not supported yet: give a"):
-        networks_of(path)
-
-
 @pytest.mark.parametrize("other", [[1, 2], {"state_dict": {}}, torch.zeros(3)])
 def test_a_checkpoint_of_another_format_is_refused(saved: Saver, other: Any) -> None:
     with pytest.raises(UnknownFormat, match=r"tampered.pth.tar"):
