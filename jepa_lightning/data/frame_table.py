@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import av
 import numpy as np
@@ -21,7 +21,7 @@ WITHOUT_B = {"h263", "h263p"}
 """Codecs that FFmpeg lists as reordering, but decodes in the stored order."""
 EXACT_DELAY = {"h264", "hevc", "vvc"}
 """Codecs whose headers say how many frames are reordered."""
-STATE = {"palette", "new_extradata", "param_change"}
+STATE: tuple[Literal["palette", "new_extradata", "param_change"], ...] = ("palette", "new_extradata", "param_change")
 """Side data that changes the decoder from its packet on; demuxers give it once and not again after a seek."""
 MOST_REORDERED = 32
 """Places between the stored and the shown order of a frame: twice the largest picture buffer, for fields."""

@@ -41,8 +41,9 @@ class SampleTable(NamedTuple):
 
 
 def read_sample_table(path: str, track: int, count: int) -> SampleTable | None:
-    """The frames of a track; None if the file is fragmented, cut by its edit list, damaged, no MP4, or has
-    several sample descriptions.
+    """The frames of a track; None if more than this table is needed, or the file is damaged or no MP4.
+
+    More is needed if it is fragmented, cut by its edit list, or has several sample descriptions.
 
     Args:
         path: The file.

@@ -343,7 +343,7 @@ class PyAVVideo(Video):
         known = self.table.packets
         if known is None:
             return packet.pts == time
-        return mark(packet) == known.marks[number] and bool(known.unique[number] or packet.pts == time)
+        return mark(packet) == int(known.marks[number]) and (bool(known.unique[number]) or packet.pts == time)
 
     def _decode_until(self, wanted: Collection[int], packets: Iterable[Packet[VideoStream]]) -> Iterator[VideoFrame]:
         """Decode until the frames shown at all these times have gone in, then take what the decoder holds back."""

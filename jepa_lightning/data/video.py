@@ -21,8 +21,8 @@ class VideoError(ValueError):
 class VideoInfo(NamedTuple):
     """What a video is, as it is displayed: turned upright, with square pixels.
 
-    Pixels that are not square are made so by a change of the stored width; a stated width of a pixel outside 1/8 to 8 of
-    its height is taken for an error and ignored.
+    Where pixels are not square, frames are scaled to the width that makes them so. A pixel that is said to be over 8
+    times wider than high, or higher than wide, is taken for an error of the file, and for square.
 
     Attributes:
         frames: Number of frames.
