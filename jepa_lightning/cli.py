@@ -45,7 +45,6 @@ OBSERVERS = {
 """Always there, each configured under its name: `--probe.k 10`."""
 
 
-
 class JepaCLI(LightningCLI):
     """LightningCLI wired once for all methods."""
 

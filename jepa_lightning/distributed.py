@@ -38,6 +38,20 @@ def gather_rows(rows: Tensor) -> Tensor:
     return torch.cat([part[: int(n)] for part, n in zip(gathered, lengths, strict=True)])
 
 
+def largest(value: int, device: torch.device) -> int:
+    """The largest value of any process; every process must ask.
+
+    Args:
+        value: That of this process.
+        device: Where the process group communicates.
+    """
+    if world_size() == 1:
+        return value
+    found = torch.tensor(value, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
 def sum_over_processes(x: Tensor) -> Tensor:
     """Sum of the processes' tensors, the same in each, with gradient.
 

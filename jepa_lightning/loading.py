@@ -17,6 +17,7 @@ from jepa_lightning.models import Encoder
 from jepa_lightning.schedules import Constant, Cosine, Linear, Ramp, WarmupCosine, WarmupStableDecay
 from jepa_lightning.weights import Branch, CheckpointError, DoesNotFit, Hints, UnknownFormat, Weights
 from jepa_lightning.weights.base import OneEncoder
+from jepa_lightning.weights.description import instantiate
 from jepa_lightning.weights.meta import CONDITIONED, DENSE, Meta
 from jepa_lightning.weights.networks import check, outlined
 from jepa_lightning.weights.ours import Own, found_beside
@@ -91,7 +92,13 @@ def load(
         state = {name: _taken(found, name, value) for name, value in found.state.items()}
         try:
             module.load_state_dict(state)
-        except RuntimeError as error:
+        except (
+            RuntimeError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+        ) as error:  # an extra state is anything
             raise DoesNotFit(f"the tensors of {found.path} do not fit its configuration: {error}") from error
     return module.eval()
 
@@ -123,17 +130,7 @@ def build(config: dict[str, Any], path: str | Path = "the configuration") -> Any
     Raises:
         DoesNotFit: If it makes no method.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Method, "model")
-    try:
-        return parser.instantiate_classes(parser.parse_object({"model": config})).model
-    except CheckpointError:
-        raise
-    except (ArgumentError, ValueError, TypeError) as error:  # many lines, made for a command line
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise DoesNotFit(f"cannot build what {path} holds: {lines[-1][:300]}") from error
+    return instantiate(path, Method, config)
 
 
 def load_encoder(

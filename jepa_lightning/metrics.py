@@ -1,7 +1,8 @@
 """Numbers that say whether features are healthy: pure functions of tensors, the same for the same input.
 
 Rows are samples: tokens (patch-wise) or inputs (tokens averaged). The spectra are computed in float64, because small
-singular values count and float32 rounds them up to noise.
+singular values count and float32 rounds them up to noise. Where a NaN would end in an eigenvalue routine, or vanish in
+a comparison, ``finite`` refuses it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def rankme(features: Float[Tensor, "samples dim"], eps: float = 1e-7) -> Float[T
     From 1 (total collapse) to min(samples, dim). RankMe, Garrido et al. 2023 (arXiv 2210.02885), equation 1: the
     singular values of the features as they are, not centred.
     """
-    return _effective_rank(_squared_singular_values(features.double()).sqrt(), eps).to(features.dtype)
+    return _effective_rank(_squared_singular_values(finite(features).double()).sqrt(), eps).to(features.dtype)
 
 
 def lidar(features: Float[Tensor, "samples views dim"], delta: float = 1e-4, eps: float = 1e-7) -> Float[Tensor, ""]:
@@ -44,7 +45,7 @@ def lidar(features: Float[Tensor, "samples views dim"], delta: float = 1e-4, eps
     samples, views, dim = features.shape
     if samples < 2 or views < 2:
         raise ValueError(f"LiDAR needs at least 2 inputs and 2 views of each, got {samples} and {views}")
-    means = features.double().mean(dim=1)  # (samples, D)
+    means = finite(features).double().mean(dim=1)  # (samples, D)
     within = (features.double() - means.unsqueeze(1)).flatten(0, 1)
     scatter = within.T @ within / (samples * views) + delta * torch.eye(dim, device=features.device).double()
     # With S_w = L L', the eigenvalues are those of L^-1 S_b L^-T: squared singular values of L^-1 (means - mean)'.
@@ -61,7 +62,7 @@ def alpha_req(features: Float[Tensor, "samples dim"]) -> Float[Tensor, ""]:
     (ln j, ln lambda_j) weighs a point by 1 / j, as Stringer et al. 2019 do: equal parts of the logarithmic axis count
     equally, and not only the many small eigenvalues at its end.
     """
-    centred = features.double() - features.double().mean(dim=0)
+    centred = finite(features).double() - features.double().mean(dim=0)
     eigenvalues = _squared_singular_values(centred)
     # Centring takes one direction where samples are fewer than dimensions; what is left of it is rounding.
     eigenvalues = eigenvalues[eigenvalues > 1e-10 * eigenvalues.max().clamp_min(1e-300)]
@@ -69,6 +70,21 @@ def alpha_req(features: Float[Tensor, "samples dim"]) -> Float[Tensor, ""]:
         return features.new_tensor(math.inf)
     number = torch.arange(1, len(eigenvalues) + 1, device=features.device, dtype=torch.float64)
     return -_slope(number.log(), eigenvalues.log(), 1.0 / number).to(features.dtype)
+
+
+def finite(features: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The features as they are.
+
+    Raises:
+        NotFinite: If one of them is NaN or infinite.
+    """
+    if not bool((wrong := ~features.isfinite()).any()):
+        return features
+    raise NotFinite(f"features are not finite: {int(wrong.sum())} of {wrong.numel()} values are NaN or infinite")
+
+
+class NotFinite(ValueError):
+    """Features that are NaN or infinite."""
 
 
 def _squared_singular_values(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "n"]:
@@ -146,7 +162,7 @@ def correlation_dimension(
         high: Share of pairs at the largest eps.
         points: How many eps.
     """
-    distances = torch.pdist(features.double())
+    distances = torch.pdist(finite(features).double())
     distances = distances[distances > 0]
     pairs = len(distances)
     last = max(2, math.ceil(high * pairs))

@@ -61,9 +61,9 @@ def test_a_trainer_reads_names_that_torch_compile_has_changed(
 
 
 def test_a_folder_of_tensors_has_no_training_to_go_on_with(image_source: Any, tmp_path: Path) -> None:
-    from jepa_lightning.export.timm import write_timm
+    from jepa_lightning.export.formats import FORMATS
 
-    write_timm(image_source(), tmp_path)
+    FORMATS["timm"].write(image_source(), tmp_path)
     io = WeightsIO(trained(torch.nn.Linear(1, 1)), weights.open(tmp_path))
     with pytest.raises(ValueError, match=r"file in timm's format\) has no training to go on with: .*--init_from"):
         io.load_checkpoint(tmp_path)

@@ -115,9 +115,22 @@ def test_features_of_own_images_have_their_names(roots: list[str]) -> None:
     main(LINES["predict"])
     (path,) = Path("runs").rglob("features.safetensors")
     with safe_open(path, "pt") as file:
-        names = json.loads(file.metadata()["names"])
+        about, labels = file.metadata(), file.get_tensor("labels")
+    names, classes = (json.loads(about[key]) for key in ("names", "classes"))
     assert len(names) == 38
-    assert all("class" in name for name in names)
+    assert classes == ["class0", "class1"]
+    assert all(f"/{classes[label]}/" in name for name, label in zip(names, labels.tolist(), strict=True))
+    assert "photos" in about["data"]
+
+
+@pytest.mark.filterwarnings("ignore:cannot decode", "ignore:.*could not be decoded")
+def test_a_folder_without_a_readable_file_gives_no_empty_result() -> None:
+    for number in range(3):
+        Path("broken/a").mkdir(parents=True, exist_ok=True)
+        Path(f"broken/a/{number}.jpg").write_bytes(b"no image")
+    with pytest.raises(SystemExit, match="decoded"):
+        main([*LINES["predict"], "--data.root=broken"])
+    assert not [*Path("runs").rglob("features.safetensors")]
 
 
 def test_a_fine_tuned_encoder_is_read_without_the_file_that_it_began_with(reads: Counter[str]) -> None:

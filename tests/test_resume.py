@@ -98,10 +98,12 @@ def test_a_killed_run_resumes_bit_for_bit(whole: str, image_folder: Path) -> Non
     assert_same_end(whole, "parts")
 
 
-@pytest.mark.parametrize("name", ["vjepa.yaml", pytest.param("vjepa2.yaml", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["vjepa.yaml", "vjepa21.yaml", pytest.param("vjepa2.yaml", marks=pytest.mark.slow)])
 def test_a_killed_run_on_videos_resumes_bit_for_bit(name: str) -> None:
     video = ["fit", "--config", name, *OPTIONS[3:], "--model.encoder.num_frames=4", "--trainer.limit_train_batches=8"]
     video.append("--trainer.limit_val_batches=1")
+    if name == "vjepa21.yaml":  # it reads four blocks, and masks images too
+        video += ["--model.encoder.depth=4", "--model.encoder.img_size=64"]
     main([*video, "--trainer.logger.init_args.name=whole", "--data.num_workers=0"])
     killed = [*video, "--trainer.logger.init_args.name=parts", "--data.num_workers=2",
               "--trainer.callbacks+=killer.Kill", "--trainer.callbacks.step=13"]  # fmt: skip
@@ -160,3 +162,12 @@ def test_a_run_that_max_steps_ended_goes_on_in_the_same_epoch(image_folder: Path
     main(options(image_folder, "parts", "--data.num_workers=0", "--trainer.max_steps=12", "--model.ipe_scale=4"))
     main(options(image_folder, "parts", "--data.num_workers=0", "--ckpt_path=last.ckpt", "--model.ipe_scale=2"))
     assert_same_end("whole", "parts")
+
+
+def test_the_checkpoint_alone_resumes_bit_for_bit(whole: str, image_folder: Path) -> None:
+    """`jepa fit --ckpt_path last.ckpt`: model, data, seed and length are in it; observers may differ."""
+    with pytest.raises(SystemExit):
+        main(options(image_folder, "parts", "--data.num_workers=0", "--trainer.callbacks+=killer.Stop",
+                     "--trainer.callbacks.step=13"))  # fmt: skip
+    main(["fit", "--ckpt_path=last.ckpt", "--trainer.enable_progress_bar=false", "--monitor.flush_every_n_steps=1"])
+    assert_same_end(whole, "parts")

@@ -1,4 +1,4 @@
-"""Report that a training collapses, why, and what to change first."""
+"""Report that a training collapses, why, and what to change first; stop one whose numbers are not finite."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from jepa_lightning.callbacks.checkpoints import Checkpoints
 from jepa_lightning.callbacks.collapse import SIGNS, Vitals, of_predictions, seen, spread_of_rows
+from jepa_lightning.callbacks.finite import FiniteNumbers
 from jepa_lightning.callbacks.measures import some_rows, targets_of
 from jepa_lightning.callbacks.observer import Observer, tensorboards
 from jepa_lightning.distributed import local_part
@@ -35,18 +37,29 @@ class Alarm(Observer):
     TensorBoard `health/alarm` is 1 while it lasts, and the text is under `alarm`. Only the first process looks, at its
     own part of the batch: a collapse is the same in all processes.
 
+    The first loss or gradient norm that is not finite ends the training, within 10 optimizer steps on an accelerator
+    and at once on a CPU; checkpoints keep the last finite weights.
+
     Args:
         every_n_steps: Optimizer steps between two looks; 0 for no alarm.
         patience: Looks in a row that must agree.
         stop: Stop the training when the alarm is raised; the last checkpoint is written as at any other end.
         rows: Number of latest features that spread and rank are measured on.
+        stop_on_nan: End the training, with an error, when a loss or gradient norm is not finite.
     """
 
-    def __init__(self, every_n_steps: int = 10, patience: int = 3, stop: bool = False, rows: int = 256) -> None:
+    def __init__(
+        self,
+        every_n_steps: int = 10,
+        patience: int = 3,
+        stop: bool = False,
+        rows: int = 256,
+        stop_on_nan: bool = True,
+    ) -> None:
         if patience < 1:
             raise ValueError(f"patience is a number of looks, at least 1, got {patience}")
         super().__init__(every_n_steps)
-        self.patience, self.stop, self.rows = patience, stop, rows
+        self.patience, self.stop, self.rows, self.stop_on_nan = patience, stop, rows, stop_on_nan
         self.reason = ""
         """Why the alarm is on, in a few words; empty while it is off."""
         self._best: Vitals = {}
@@ -57,6 +70,7 @@ class Alarm(Observer):
         self._recent: dict[str, list[float]] = {}
         self._predictions: Tensor | None = None
         self._vectors: Tensor | None = None
+        self._numbers = FiniteNumbers()
 
     # ------------------------------------------------------------------ looking
 
@@ -93,7 +107,14 @@ class Alarm(Observer):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: MaskedBatch, batch_idx: int
     ) -> None:
-        """Judge what was seen, and say so."""
+        """Judge what was seen, and say so.
+
+        Raises:
+            FloatingPointError: If a loss or gradient norm was not finite and ``stop_on_nan`` is true.
+        """
+        self._numbers.take_loss(trainer, outputs, self._step)
+        if self._numbers.due(trainer):
+            self._stop_on_nan(trainer)
         if not self._due:
             return
         if not self._seen:  # a method without predictions; every process takes part in encoding
@@ -104,6 +125,27 @@ class Alarm(Observer):
         if self.stop and trainer.strategy.broadcast(bool(self.reason)):
             trainer.should_stop = True
         self._due = self._looks = False
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+        """Keep the gradient norm, before gradients are clipped."""
+        self._numbers.take_gradients(trainer, optimizer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Look at the numbers before anything is measured."""
+        self._stop_on_nan(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Look at the numbers before the epoch's checkpoint is written."""
+        self._stop_on_nan(trainer)
+
+    def _stop_on_nan(self, trainer: Trainer) -> None:
+        found = self._numbers.look(trainer)
+        if found and self.stop_on_nan:
+            files = [c for c in trainer.callbacks if isinstance(c, Checkpoints)]  # type: ignore[attr-defined]
+            raise FloatingPointError(
+                f"{found}. Lower the learning rate, warm up longer, or clip with --trainer.gradient_clip_val 1 "
+                f"({files[0].resumable(trainer) if files else 'no checkpoints'}; --alarm.stop_on_nan false goes on)"
+            )
 
     def _vitals(self, outputs: Any) -> Vitals:
         loss = outputs["loss"].detach() if isinstance(outputs, dict) else torch.zeros(())

@@ -22,8 +22,8 @@ from jepa_lightning.distributed import gather_rows, rank, world_size
 class FeatureWriter(BasePredictionWriter):
     """Writes `features` (N, D), `index` (N,) and `labels` (N,) or (N, L) in the order of the samples.
 
-    Their names are in the file's metadata under `names`, a JSON list. Files that cannot be decoded are
-    left out. What is done is kept beside the file until all is done: the same command goes on where one was stopped.
+    The metadata of the file hold JSON lists: `names` of the samples and `classes`, the names of the labels (with several
+    labels a list for each); and `data`, the data set. Files that cannot be decoded are left out. What is done is kept beside the file until all is done: the same command goes on where one was stopped.
 
     Args:
         output: The file; null for `features.safetensors` in the folder of the run.
@@ -96,12 +96,22 @@ class FeatureWriter(BasePredictionWriter):
         if not trainer.is_global_zero:
             return
         rows = (rows if earlier is None else Rows.joined([earlier, rows])).in_order()
+        if not len(rows.index):
+            raise ValueError("no sample could be decoded, so there are no features: look at the files of --data.root")
         path = Path(self.output) if self.output else folder / "features.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
-        names = trainer.datamodule.names(rows.index.tolist())  # type: ignore[attr-defined]
+        about = _about(trainer.datamodule, rows.index.tolist())  # type: ignore[attr-defined]
         temporary = path.with_name(f".{path.name}.part")
-        save_file(rows._asdict(), temporary, {"names": json.dumps(names)})
+        save_file(rows._asdict(), temporary, about)
         temporary.replace(path)
         if parts is not None:
             parts.clear()
         rank_zero_info(f"features {tuple(rows.features.shape)} with names written to {path}")
+
+
+def _about(data: Any, index: list[int]) -> dict[str, str]:
+    """What the rows and the labels are."""
+    found = {"names": data.names(index), "data": getattr(data, "title", type(data).__name__)}
+    if hasattr(data, "listing"):
+        found["classes"] = [list(n) if isinstance(n, list | tuple) else str(n) for n in data.listing("all").classes]
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in found.items()}

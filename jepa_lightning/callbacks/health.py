@@ -141,6 +141,7 @@ class Health(Observer):
 
     def _write(self, trainer: Trainer, rows: dict[str, Tensor]) -> None:
         values = {name: float(value) for name, value in self._logged.items()}
+        rows = {name: features for name, features in rows.items() if bool(features.isfinite().all())}  # the Alarm tells
         for name, features in rows.items():
             values |= describe(name, features.cpu())
         self.log_health(trainer, values, self._step)
@@ -164,7 +165,7 @@ class Health(Observer):
                 share = metrics.attention_entropy(maps) / torch.tensor(float(maps.shape[-1])).log()
                 logged["attention_entropy"], logged["attention_entropy_min"] = share.mean(), share.min()
         views = self._of_views(trainer, pl_module)
-        if views is not None and len(views) > 1:
+        if views is not None and len(views) > 1 and bool(views.isfinite().all()):
             logged["lidar"] = metrics.lidar(views)
             logged["view_alignment"] = metrics.alignment(views[:, 0], views[:, 1])
 

@@ -97,7 +97,7 @@ def show_only(
 
 def pca_rgb(tokens: Float[Tensor, "batch tokens dim"], grid: Grid) -> Float[Tensor, "batch 3 steps rows columns"]:
     """The first three principal components of all patch features of the batch, as colours from 0 to 1."""
-    flat = tokens.flatten(0, 1)
+    flat = tokens.flatten(0, 1).nan_to_num(0.0, 0.0, 0.0)
     flat = flat - flat.mean(dim=0)
     directions = torch.linalg.svd(flat, full_matrices=False).Vh[:3]  # (3, D)
     # The sign of a component is arbitrary; this one makes two pictures of the same features equal.

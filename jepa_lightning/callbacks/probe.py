@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning import Callback, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from jepa_lightning.callbacks.observer import dry_run
@@ -13,6 +14,7 @@ from jepa_lightning.evaluation import Protocols, Report, Result, logged
 from jepa_lightning.evaluation.features import features_of
 from jepa_lightning.evaluation.protocols import split_features
 from jepa_lightning.evaluation.results import LOGGED
+from jepa_lightning.metrics import NotFinite
 
 UNTRAINED = "random initialisation"
 
@@ -92,7 +94,11 @@ class Probe(Callback):
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0 or last:
             results = self.initial  # for good, if it is not trained
             if not self._frozen:
-                results = self._results(trainer, pl_module, pl_module.encode, "val", "trained")
+                try:
+                    results = self._results(trainer, pl_module, pl_module.encode, "val", "trained")
+                except NotFinite as error:  # in all processes; whether training goes on is for the Alarm to say
+                    rank_zero_warn(f"step {trainer.global_step}: no probe, {error}")
+                    return
             self._log(pl_module, "val", results)
             if last:
                 before = [] if self._frozen else _completed(self.initial, results)

@@ -9,7 +9,7 @@ from pathlib import Path
 from jepa_lightning import weights
 from jepa_lightning.commands.find import find_checkpoint
 from jepa_lightning.commands.options import add_hints, add_permissions, allowed, hints_given
-from jepa_lightning.export.formats import GRAPHS, check_packages, formats
+from jepa_lightning.export.formats import FIXED_SIZE, FORMATS, check_packages
 from jepa_lightning.export.opening import open_source
 from jepa_lightning.export.parity import TOLERANCE
 from jepa_lightning.export.writing import check_free, export, say
@@ -23,8 +23,10 @@ def main(args: Sequence[str]) -> None:
     """
     parser = _parser()
     options = parser.parse_args(args)
-    if options.fixed_size and options.to not in GRAPHS:
-        parser.error(f"--fixed_size is for --to {' and '.join(GRAPHS)}: weights take any size that the library does")
+    if options.fixed_size and options.to not in FIXED_SIZE:
+        parser.error(
+            f"--fixed_size is for --to {' and '.join(FIXED_SIZE)}: weights take any size that the library does"
+        )
     path = find_checkpoint(options.ckpt_path, None)
     check_free(Path(options.out).expanduser(), options.overwrite)  # before what takes long
     check_packages(options.to)
@@ -59,7 +61,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="what `jepa fit` wrote (also an attentive probe), a file in Meta's or timm's format, a folder of Hugging "
         "Face; a name such as last.ckpt is looked for among the runs below runs/",
     )
-    parser.add_argument("--to", required=True, choices=list(formats()), help="the format")
+    parser.add_argument("--to", required=True, choices=list(FORMATS), help="the format")
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
     parser.add_argument(
         "--branch",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from jepa_lightning import distributed
 from jepa_lightning.data.base import MaskFactory
@@ -172,12 +173,14 @@ class VideoImageDataModule(VideoDataModule):
             self.turns.data.trainer = self.trainer  # whose model says the sizes
             self.turns.data.setup(stage)
 
-    def train_dataloader(self) -> ResumableLoader:
-        """Both, shuffled, augmented, masked; goes on where a checkpoint left off.
+    def train_dataloader(self) -> Any:
+        """A TurnLoader of both, shuffled, augmented, masked; of clips alone without masks, as probes want them.
 
         Raises:
             ValueError: If there are fewer samples of one kind than a batch has.
         """
+        if self.masks is None:
+            return super().train_dataloader()
         turns, share = self.turns, self.turns.share
         loaders = clips, images = super().train_dataloader(), turns.data.train_dataloader()
         if turns.own_ranks:
@@ -191,7 +194,7 @@ class VideoImageDataModule(VideoDataModule):
         if empty := [kind for kind, loader in zip(("clips", "images"), loaders, strict=True) if len(loader) == 0]:
             raise ValueError(f"a process has fewer {empty[0]} than one batch: set a smaller batch_size")
         length = len(clips) if turns.own_ranks else int(len(clips) / (1 - share) + 1e-9)
-        return TurnLoader(clips, images, share, length)  # type: ignore[return-value]  # all that is asked of a loader
+        return TurnLoader(clips, images, share, length)
 
     def on_after_batch_transfer(self, batch: MaskedBatch, dataloader_idx: int) -> MaskedBatch:
         """Normalise on the device, images with their own mean and standard deviation."""

@@ -141,7 +141,7 @@ class ClipSampler:
         return official_clips(length, step, self.num_frames, self.num_clips, self.allow_overlap, random)
 
     def _official_step(self, video: Video) -> int:
-        fps = video.info.fps
+        fps = video.fps
         if self.frame_step is not None:
             step = self.frame_step
         elif self.fps is not None:

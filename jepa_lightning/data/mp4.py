@@ -30,16 +30,20 @@ class SampleTable(NamedTuple):
         shown: Presentation times, all different.
         keys: Positions of the keyframes.
         upright: No rotation is asked for.
+        reordered: Some frame is shown before one that is stored before it.
     """
 
     decoded: Ticks
     shown: Ticks
     keys: Int64[np.ndarray, " keys"]
     upright: bool
+    reordered: bool
 
 
 def read_sample_table(path: str, track: int, count: int) -> SampleTable | None:
-    """The frames of a track; None if the file is fragmented, cut by its edit list, damaged, or no MP4.
+    """The frames of a track; None if more than this table is needed, or the file is damaged or no MP4.
+
+    More is needed if it is fragmented, cut by its edit list, or has several sample descriptions.
 
     Args:
         path: The file.
@@ -51,11 +55,15 @@ def read_sample_table(path: str, track: int, count: int) -> SampleTable | None:
         box = next((box for box in _every(movie, b"trak") if _track_id(box) == track), None)
         if box is None or _one(movie, b"mvex"):
             return None
-        decoded, shown, keys = _read_samples(_one(box, b"mdia", b"minf", b"stbl"), count)
+        tables = _one(box, b"mdia", b"minf", b"stbl")
+        if struct.unpack_from(">I", _one(tables, b"stsd"), 4)[0] != 1:
+            return None  # the decoder is set up anew on the way
+        decoded, shown, keys = _read_samples(tables, count)
         if len(np.unique(shown)) < len(shown) or not _edits_keep_all(movie, box, shown):
             return None
         matrices = {_matrix(_one(movie, b"mvhd"), 36), _matrix(_one(box, b"tkhd"), 40)}
-        return SampleTable(decoded, shown, keys, upright=matrices == {UNITY})
+        reordered = bool((np.diff(shown) < 0).any())
+        return SampleTable(decoded, shown, keys, matrices == {UNITY}, reordered)
     except (OSError, ValueError, IndexError, struct.error):
         return None
 

@@ -19,7 +19,10 @@ class VideoError(ValueError):
 
 
 class VideoInfo(NamedTuple):
-    """What a video is, as it is displayed (turned upright).
+    """What a video is, as it is displayed: turned upright, with square pixels.
+
+    Where pixels are not square, frames are scaled to the width that makes them so. A pixel that is said to be over 8
+    times wider than high, or higher than wide, is taken for an error of the file, and for square.
 
     Attributes:
         frames: Number of frames.
@@ -46,6 +49,11 @@ class Video(ABC):
 
     info: VideoInfo
     path: str = "this video"
+
+    @property
+    def fps(self) -> float:
+        """Mean frame rate in 1/s."""
+        return self.info.fps
 
     @abstractmethod
     def times(self) -> Float[np.ndarray, " frames"]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jepa_lightning.distributed import gather_rows, rank
+from jepa_lightning.metrics import NotFinite, finite
 
 
 class Features(NamedTuple):
@@ -79,6 +80,9 @@ def extract(
         loader: Yields MaskedBatches in a fixed order.
         device: Where to compute.
         title: Shown by the progress bar.
+
+    Raises:
+        NotFinite: If features are NaN or infinite.
     """
     rows, labels = [], []
     for batch in tqdm(loader, desc=title, leave=False, disable=rank() > 0 or None, unit="batch"):
@@ -86,4 +90,9 @@ def extract(
         tokens = encode(prepare(batch.inputs[kept].to(device, non_blocking=True)))
         rows.append(tokens.mean(dim=1).float())
         labels.append(batch.labels[kept].to(device))
-    return Features(gather_rows(torch.cat(rows)), gather_rows(torch.cat(labels)))
+    features = gather_rows(torch.cat(rows))
+    try:
+        finite(features)
+    except NotFinite as error:
+        raise NotFinite(f"{title}: {error}") from None
+    return Features(features, gather_rows(torch.cat(labels)))

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from jepa_lightning.export.formats import Format
+from jepa_lightning.export.base import Format
 from jepa_lightning.export.parity import Parity
 from jepa_lightning.export.results import results
 from jepa_lightning.export.source import Source

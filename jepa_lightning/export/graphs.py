@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
+from jepa_lightning.export.base import Format, input_layout, section, size_step
 from jepa_lightning.export.source import Classify, Functions, Predict, Source, gathering
 from jepa_lightning.models import Encoder, Positions, RoPE, VisionTransformer
 from jepa_lightning.models.positions import Grid, Rotation
@@ -59,62 +61,120 @@ class Traceable(Positions):
         return Rotation(angle.cos(), angle.sin())
 
 
-def write_torch_export(source: Source, folder: Path, fixed_size: bool = False) -> None:
-    """Write ``model.pt2`` and, with a predictor, ``predictor.pt2``.
+class Graph(Format):
+    """A graph of operations: ``model`` and, with a predictor, ``predictor``; it can hold every model.
 
     Args:
-        source: What to write.
-        folder: Where; it must be there.
         fixed_size: Take inputs of one size and length only; the batch is dynamic in any case.
     """
-    for name, (module, inputs, dims) in _graphs(source, fixed_size).items():
-        torch.export.save(
-            torch.export.export(module, inputs, dynamic_shapes=tuple(dims.values())), folder / f"{name}.pt2"
-        )
 
+    suffix: ClassVar[str]
 
-def write_onnx(source: Source, folder: Path, fixed_size: bool = False) -> None:
-    """Write ``model.onnx`` and, with a predictor, ``predictor.onnx``; see write_torch_export.
+    def __init__(self, fixed_size: bool = False) -> None:
+        self.fixed_size = fixed_size
 
-    Above a gigabyte the weights stand in ``model.onnx.data``, which belongs beside it.
-    """
-    for name, (module, inputs, dims) in _graphs(source, fixed_size).items():
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="# The axis name: ")  # one dimension of several inputs
-            program = torch.onnx.export(
-                module,
-                inputs,
-                input_names=list(dims),
-                output_names=["logits" if isinstance(module, Classify) else "tokens"],
-                dynamic_shapes=tuple(dims.values()),
-                opset_version=OPSET,
-                dynamo=True,
-                verbose=False,
+    @abstractmethod
+    def load(self, path: Path) -> Callable[..., Tensor]:
+        """What one file computes."""
+
+    def reload(self, folder: Path, source: Source) -> Functions:
+        """What the files compute."""
+        model, predict = self.load(folder / f"model.{self.suffix}"), None
+        if source.networks.predictor is not None:
+            predict = gathering(self.load(folder / f"predictor.{self.suffix}"))
+        if source.networks.classifier is None:
+            return Functions(encode=model, predict=predict)
+        return Functions(classify=model, predict=predict)
+
+    def notes(self, source: Source) -> str:
+        """What is dynamic."""
+        networks = source.networks
+        notes = "The batch may have any size; images and clips only the size above, which is part of the graph."
+        if not self.fixed_size and dynamic_sizes(networks.encoder):
+            notes = f"The batch is dynamic, and so are sizes of two tokens or more: {size_step(source)}."
+        if networks.predictor is not None:
+            several = hasattr(networks.predictor, "mask_tokens")
+            notes += (
+                f" `predictor.{self.suffix}` takes context_tokens (B, Nc, D), context (B, Nc) and targets (B, Nt), "
+                "indices of tokens of an input of the size above"
+                + f", and uses mask token {networks.mask_index}, counted round" * several
+                + "."
             )
-        cast(Any, program).save(folder / f"{name}.onnx", external_data=external(module))
+        return notes
 
 
-def reload_torch_export(folder: Path, source: Source) -> Functions:
-    """What the files compute in torch.export's own interpreter."""
+class TorchExport(Graph):
+    """``model.pt2`` and, with a predictor, ``predictor.pt2``."""
 
-    def load(name: str) -> Callable[..., Tensor]:
-        return torch.export.load(folder / f"{name}.pt2").module()
+    title, library, suffix = "a torch.export graph", "torch", "pt2"
 
-    return _functions(load, source)
+    def write(self, source: Source, folder: Path) -> None:
+        """Trace and save each network."""
+        for name, (module, inputs, dims) in _graphs(source, self.fixed_size).items():
+            program = torch.export.export(module, inputs, dynamic_shapes=tuple(dims.values()))
+            torch.export.save(program, folder / f"{name}.pt2")
+
+    def load(self, path: Path) -> Callable[..., Tensor]:
+        """In torch.export's own interpreter."""
+        return torch.export.load(path).module()
+
+    def usage(self, source: Source) -> str:
+        """With PyTorch alone."""
+        code = (
+            "import torch\n\n"
+            'model = torch.export.load("model.pt2").module()\n'
+            f"{_result(source)} = model(inputs)  # {input_layout(source)}"
+        )
+        return section(code, self.notes(source))
 
 
-def reload_onnx(folder: Path, source: Source) -> Functions:
-    """What the files compute in onnxruntime, on the CPU."""
-    import onnxruntime
+class ONNX(Graph):
+    """``model.onnx`` and, with a predictor, ``predictor.onnx``.
 
-    def load(name: str) -> Callable[..., Tensor]:
-        session = onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
+    Above a gigabyte the weights are in ``model.onnx.data``, which belongs beside it.
+    """
+
+    title, library, suffix = "an ONNX graph", "onnxruntime", "onnx"
+    needs = ("onnx", "onnxscript")
+
+    def write(self, source: Source, folder: Path) -> None:
+        """Trace and save each network."""
+        for name, (module, inputs, dims) in _graphs(source, self.fixed_size).items():
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="# The axis name: ")  # one dimension of several inputs
+                program = torch.onnx.export(
+                    module,
+                    inputs,
+                    input_names=list(dims),
+                    output_names=["logits" if isinstance(module, Classify) else "tokens"],
+                    dynamic_shapes=tuple(dims.values()),
+                    opset_version=OPSET,
+                    dynamo=True,
+                    verbose=False,
+                )
+            cast(Any, program).save(folder / f"{name}.onnx", external_data=external(module))
+
+    def load(self, path: Path) -> Callable[..., Tensor]:
+        """In onnxruntime, on the CPU."""
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         names = [node.name for node in session.get_inputs()]
         return lambda *inputs: torch.from_numpy(
             session.run(None, {key: tensor.numpy() for key, tensor in zip(names, inputs, strict=True)})[0]
         )
 
-    return _functions(load, source)
+    def usage(self, source: Source) -> str:
+        """With onnxruntime."""
+        code = (
+            "import onnxruntime\n\n"
+            'session = onnxruntime.InferenceSession("model.onnx")\n'
+            f'{_result(source)} = session.run(None, {{"inputs": inputs}})[0]  # {input_layout(source)}'
+        )
+        notes = self.notes(source)
+        if external(source.networks.encoder):
+            notes += " The weights are in `model.onnx.data`, which belongs beside `model.onnx`."
+        return section(code, notes)
 
 
 def external(module: nn.Module) -> bool:
@@ -162,9 +222,5 @@ def _sizes(encoder: Encoder) -> Dims:
     }
 
 
-def _functions(load: Callable[[str], Callable[..., Tensor]], source: Source) -> Functions:
-    model = load("model")
-    predict = None if source.networks.predictor is None else gathering(load("predictor"))
-    if source.networks.classifier is None:
-        return Functions(encode=model, predict=predict)
-    return Functions(classify=model, predict=predict)
+def _result(source: Source) -> str:
+    return "tokens" if source.networks.classifier is None else "logits"

@@ -12,11 +12,27 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from jepa_lightning.export.base import (
+    OTHER_BLOCKS,
+    Format,
+    encoder_only,
+    not_plain,
+    other_rotation,
+    plain_blocks,
+    section,
+)
 from jepa_lightning.export.source import Functions, Source
-from jepa_lightning.models import Predictor, VisionTransformer
+from jepa_lightning.models import Predictor, RoPE, VisionTransformer
 from jepa_lightning.models.layers import MLP, NORM_EPS
 from jepa_lightning.preprocessing import Preprocessing
-from jepa_lightning.weights.huggingface_names import IJEPA, VJEPA2, VJEPA2_PREDICTOR, VJEPA2_PROBE, rescaled
+from jepa_lightning.weights.huggingface_names import (
+    IJEPA,
+    PREDICTED,
+    VJEPA2,
+    VJEPA2_PREDICTOR,
+    VJEPA2_PROBE,
+    rescaled,
+)
 from jepa_lightning.weights.names import to_theirs
 from jepa_lightning.weights.networks import Networks, mlp_ratio
 from jepa_lightning.weights.safetensors_file import BRANCH
@@ -25,60 +41,143 @@ BILINEAR = 2
 """Its number in Pillow, and so in the processors' files."""
 
 
-def write_huggingface(source: Source, folder: Path) -> None:
-    """Write ``config.json``, ``model.safetensors`` and the configuration of a processor.
+class HuggingFace(Format):
+    """``config.json``, ``model.safetensors`` and the configuration of a processor.
 
-    Images go to an IJepaModel. Clips go to a VJEPA2Model, whose predictor without a layer stands where there is none,
-    or with a probe to a VJEPA2ForVideoClassification.
-
-    Args:
-        source: What to write; these classes must be able to express it (see support.py).
-        folder: Where; it must be there.
+    Images are written as an IJepaModel. Clips are written as a VJEPA2Model, which without a predictor of ours has one
+    of no layer, or with a probe as a VJEPA2ForVideoClassification.
     """
-    networks = source.networks
-    encoder = cast(VisionTransformer, networks.encoder)
-    if encoder.num_frames == 1:
-        config, state = _ijepa_config(encoder), to_theirs(encoder.state_dict(), IJEPA)
-        name, processor = "preprocessor_config.json", _image_processor(networks.preprocessing)
-    else:
-        config, state = _vjepa2(networks, encoder)
-        name, processor = "video_preprocessor_config.json", _video_processor(networks.preprocessing)
-    _write(folder / "config.json", config)
-    _write(folder / name, processor)
-    save_file(state, folder / "model.safetensors", {"format": "pt", BRANCH: networks.branch})
+
+    title = "a Hugging Face model"
+    library = "transformers"
+    mask_index = PREDICTED
+
+    def takes_predictor(self, source: Source) -> bool:
+        """A VJEPA2Model always has one."""
+        return source.networks.encoder.num_frames > 1 and source.networks.actions is None
+
+    def unsupported(self, source: Source) -> str | None:
+        """Why transformers has no class for it."""
+        networks = source.networks
+        encoder = networks.encoder
+        reason = not_plain(encoder)
+        if reason or not isinstance(encoder, VisionTransformer):
+            return reason
+        if encoder.num_frames == 1:
+            if encoder.pos_embed is None:
+                return "its images have rotary positions, IJepaModel adds a table"
+            return "no class has an attentive probe on images" if networks.classifier else encoder_only(networks)
+        if not isinstance(encoder.positions, RoPE):
+            return "VJEPA2Model has rotary positions, this encoder of clips (V-JEPA) adds a table"
+        if encoder.positions != RoPE(layout="tiled"):
+            return other_rotation("VJEPA2Models", encoder)
+        if encoder.img_size[0] != encoder.img_size[1]:
+            return f"VJEPA2Model takes square clips, not {encoder.img_size[0]}x{encoder.img_size[1]}"
+        return _unsupported_predictor(networks) or _unsupported_probe(networks)
+
+    def write(self, source: Source, folder: Path) -> None:
+        """Write the networks and the processor."""
+        networks = source.networks
+        encoder = cast(VisionTransformer, networks.encoder)
+        if encoder.num_frames == 1:
+            config, state = _ijepa_config(encoder), to_theirs(encoder.state_dict(), IJEPA)
+            name, processor = "preprocessor_config.json", _image_processor(networks.preprocessing)
+        else:
+            config, state = _vjepa2(networks, encoder)
+            name, processor = "video_preprocessor_config.json", _video_processor(networks.preprocessing)
+        _write(folder / "config.json", config)
+        _write(folder / name, processor)
+        save_file(state, folder / "model.safetensors", {"format": "pt", BRANCH: networks.branch})
+
+    def reload(self, folder: Path, source: Source) -> Functions:
+        """What transformers computes.
+
+        Raises:
+            ValueError: If it misses a tensor, or does not know one.
+        """
+        import transformers
+
+        kind = json.loads((folder / "config.json").read_text())["architectures"][0]
+        with _quiet(transformers.utils.logging):
+            model, about = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True)
+        wrong = {name: sorted(map(str, found)) for name, found in about.items() if found}
+        if wrong:
+            raise ValueError(f"transformers' {kind} does not take the tensors that were written: {wrong}")
+        model.eval()
+        if kind == "IJepaModel":
+            return Functions(encode=lambda inputs: model(inputs).last_hidden_state)
+        base: Any = model.vjepa2 if kind == "VJEPA2ForVideoClassification" else model
+
+        def encode(inputs: Tensor) -> Tensor:
+            """Transformers has time before channels."""
+            return base(inputs.transpose(1, 2), skip_predictor=True).last_hidden_state
+
+        def predict(tokens: Tensor, context: Tensor, targets: Tensor) -> Tensor:
+            return base.predictor(tokens, [context], [targets]).last_hidden_state
+
+        def classify(inputs: Tensor) -> Tensor:
+            return model(inputs.transpose(1, 2)).logits
+
+        has_predictor, has_probe = source.networks.predictor is not None, base is not model
+        return Functions(encode, classify if has_probe else None, predict if has_predictor else None)
+
+    def usage(self, source: Source) -> str:
+        """With transformers."""
+        if source.networks.encoder.num_frames == 1:
+            return section(
+                "from transformers import AutoImageProcessor, AutoModel\n\n"
+                'processor, model = AutoImageProcessor.from_pretrained("."), AutoModel.from_pretrained(".")\n'
+                'tokens = model(**processor(image, return_tensors="pt")).last_hidden_state  # (B, N, D); average them',
+                "Other sizes: `interpolate_pos_encoding=True`.",
+            )
+        kind, result = (
+            "VJEPA2Model",
+            "model(**inputs, skip_predictor=True).last_hidden_state  # (B, N, D); average them",
+        )
+        notes = "Height and width are those above, from which transformers derives its positions; the length may vary."
+        if source.networks.predictor is not None:
+            notes += " The predictor always uses mask token 1, counted round."
+        if source.networks.classifier is not None:
+            kind, result = "VJEPA2ForVideoClassification", "model(**inputs).logits  # (B, classes), of one clip"
+            notes += (
+                " The norms of encoder and probe share one epsilon. For that, what is added to the residual stream of "
+                "the encoder is multiplied by a constant: hidden states of its inner layers are larger by this "
+                "constant, tokens and logits are the same."
+            )
+        code = (
+            f"from transformers import AutoVideoProcessor, {kind}\n\n"
+            f'processor, model = AutoVideoProcessor.from_pretrained("."), {kind}.from_pretrained(".")\n'
+            f'inputs = processor(video, return_tensors="pt")  # (T, H, W, C) -> pixel_values_videos (B, T, C, H, W)\n'
+            f"result = {result}"
+        )
+        return section(code, notes)
 
 
-def reload_huggingface(folder: Path, source: Source) -> Functions:
-    """What transformers computes.
+def _unsupported_predictor(networks: Networks) -> str | None:
+    predictor = networks.predictor
+    if predictor is None:
+        return None
+    if not plain_blocks(predictor.predictor_blocks) or predictor.target_noise is not None:
+        return f"of the predictor: {OTHER_BLOCKS}; --no-with_predictor leaves it out"
+    if predictor.positions != networks.encoder.positions:
+        return f"of the predictor: positions {predictor.positions}; --no-with_predictor leaves it out"
+    return None
 
-    Raises:
-        ValueError: If it misses a tensor, or does not know one.
-    """
-    import transformers
 
-    kind = json.loads((folder / "config.json").read_text())["architectures"][0]
-    with _quiet(transformers.utils.logging):
-        model, about = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True)
-    wrong = {name: sorted(map(str, found)) for name, found in about.items() if found}
-    if wrong:
-        raise ValueError(f"transformers' {kind} does not take the tensors that were written: {wrong}")
-    model.eval()
-    if kind == "IJepaModel":
-        return Functions(encode=lambda inputs: model(inputs).last_hidden_state)
-    base: Any = model.vjepa2 if kind == "VJEPA2ForVideoClassification" else model
-
-    def encode(inputs: Tensor) -> Tensor:
-        """Transformers has time before channels."""
-        return base(inputs.transpose(1, 2), skip_predictor=True).last_hidden_state
-
-    def predict(tokens: Tensor, context: Tensor, targets: Tensor) -> Tensor:
-        return base.predictor(tokens, [context], [targets]).last_hidden_state
-
-    def classify(inputs: Tensor) -> Tensor:
-        return model(inputs.transpose(1, 2)).logits
-
-    has_predictor, has_probe = source.networks.predictor is not None, base is not model
-    return Functions(encode, classify if has_probe else None, predict if has_predictor else None)
+def _unsupported_probe(networks: Networks) -> str | None:
+    encoder, classifier = networks.encoder, networks.classifier
+    if classifier is None:
+        return None
+    heads = cast(int, classifier.pooler.get_submodule("cross_attention_block.xattn").num_heads)
+    if heads != encoder.num_heads:
+        return (
+            f"VJEPA2ForVideoClassification gives the probe as many heads as the encoder, {encoder.num_heads}, "
+            f"and this one has {heads}: train it with --model.num_heads {encoder.num_heads}"
+        )
+    if networks.out_layers is not None:
+        blocks = list(networks.out_layers)
+        return f"VJEPA2ForVideoClassification reads the last block only, this probe blocks {blocks}"
+    return None
 
 
 def _ijepa_config(encoder: VisionTransformer) -> dict[str, Any]:

@@ -114,15 +114,15 @@ class Predict(nn.Module):
         return self.predictor(context_tokens, context, targets.unsqueeze(1), self.mask_index)[:, 0]
 
 
-def functions(source: Source) -> Functions:
+def functions_of(networks: Networks) -> Functions:
     """What our networks compute, with the mask token that the other library uses."""
-    encoder, predictor, classifier = source.networks[0], source.networks.predictor, source.networks.classifier
-    actions = None if source.networks.actions is None else acting(source.networks.actions)
+    predictor, classifier = networks.predictor, networks.classifier
+    actions = None if networks.actions is None else acting(networks.actions)
     return Functions(
-        encoder,
-        None if classifier is None else Classify(encoder, classifier, source.networks.out_layers),
-        actions if predictor is None else gathering(Predict(predictor, source.networks.mask_index)),
-        None if predictor is None else partial(predictor.reads, encoder),
+        networks.encoder,
+        None if classifier is None else Classify(networks.encoder, classifier, networks.out_layers),
+        actions if predictor is None else gathering(Predict(predictor, networks.mask_index)),
+        None if predictor is None else partial(predictor.reads, networks.encoder),
     )
 
 

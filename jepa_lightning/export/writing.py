@@ -9,10 +9,10 @@ import tempfile
 from pathlib import Path
 
 from jepa_lightning.export.card import write_card
-from jepa_lightning.export.formats import check_packages, formats, prepared
+from jepa_lightning.export.formats import FIXED_SIZE, FORMATS, check_packages, prepared
 from jepa_lightning.export.parity import TOLERANCE, Parity, compare
 from jepa_lightning.export.samples import samples
-from jepa_lightning.export.source import Source, functions
+from jepa_lightning.export.source import Source, functions_of
 
 
 def export(
@@ -27,10 +27,10 @@ def export(
 
     Args:
         source: What to write, from open_source.
-        to: A key of formats().
+        to: A key of FORMATS.
         out: The folder, which is there in the end or as it was before.
         with_predictor: Whether the predictor goes out too; None for where the format always has one.
-        fixed_size: Write a graph for inputs of one size and length only.
+        fixed_size: Write a graph for inputs of one size and length only; ``to`` must be a key of FIXED_SIZE.
         overwrite: Replace an export that is there.
 
     Returns:
@@ -44,14 +44,15 @@ def export(
     out = Path(out).expanduser()
     check_free(out, overwrite)
     check_packages(to)
-    form, source = formats(fixed_size)[to], prepared(to, source, with_predictor)
+    form = FIXED_SIZE[to] if fixed_size else FORMATS[to]
+    source = prepared(to, source, with_predictor)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         say(f"Writing {source.kind} as {form.title}")
         form.write(source, temporary)
         say(f"Reloading it in {form.library} and comparing")
-        parity = compare(functions(source), form.reload(temporary, source), samples(source), form.library)
+        parity = compare(functions_of(source.networks), form.reload(temporary, source), samples(source), form.library)
         say(parity.table())
         if not parity.passed:
             raise ValueError(

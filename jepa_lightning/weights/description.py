@@ -23,7 +23,7 @@ from jepa_lightning.models import (
 from jepa_lightning.models.vision_transformer import pair
 from jepa_lightning.weights import stored_config
 from jepa_lightning.weights.networks import LARGEST_DEPTH, mlp_ratio
-from jepa_lightning.weights.policy import DoesNotFit
+from jepa_lightning.weights.policy import CheckpointError, DoesNotFit
 
 Description = dict[str, Any]
 Kind = TypeVar("Kind", bound=Predictor | ActionPredictor)
@@ -91,7 +91,7 @@ def encoder_builder(path: Path, description: Description, state: Mapping[str, Te
         NotTrusted: If it is of a package that the user did not name.
         DoesNotFit: If it is no encoder, or larger than its tensors.
     """
-    return partial(_build, path, Encoder, _checked(path, description, Encoder, state))
+    return partial(instantiate, path, Encoder, _checked(path, description, Encoder, state))
 
 
 def predictor_builder(
@@ -99,7 +99,7 @@ def predictor_builder(
 ) -> Callable[[], Kind]:
     """What makes the predictor that a file describes, of one kind, for an encoder; see encoder_builder."""
     hint: Any = Callable[[Encoder], kind]
-    return partial(_build(path, hint, _checked(path, description, hint, state)), encoder)
+    return partial(instantiate(path, hint, _checked(path, description, hint, state)), encoder)
 
 
 def _checked(path: Path, description: Description, hint: Any, state: Mapping[str, Tensor]) -> Description:
@@ -160,14 +160,33 @@ def _table(arguments: Mapping[str, Any]) -> tuple[int, int]:
         return 0, 0
 
 
-def _build(path: Path, kind: Any, description: Description) -> Any:
+def instantiate(path: str | Path, kind: Any, description: Description) -> Any:
+    """An object of what is described.
+
+    Args:
+        path: The file that describes it, for messages.
+        kind: A class, or a factory of objects of a class, as an annotation.
+        description: ``class_path`` and ``init_args``, which nobody checks here.
+
+    Raises:
+        DoesNotFit: If it makes no such object.
+    """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--part", type=kind)
     try:
         return parser.instantiate_classes(parser.parse_object({"part": description})).part
+    except CheckpointError:
+        raise
     except (ArgumentError, ValueError, TypeError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise DoesNotFit(f"cannot build what {path} describes: {lines[-1][:300]}") from error
+        raise DoesNotFit(f"cannot build what {path} describes: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """One line of what jsonargparse says in many, made for a command line: what the error came from."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[0][:300]
 
 
 def _of(network: object, **arguments: Any) -> Description:

@@ -42,7 +42,8 @@ class Own(Weights):
         super().__init__(file)
         self._config = stored_config.parse(file.path, file.content[CONFIG_KEY])
         self.state = _uncompiled(file.path, file.content["state_dict"])
-        check_sizes(file.path, self._config["model"], self.tensors())
+        described = {"model": self._config["model"], EXTRA: self.state.get(EXTRA)}
+        check_sizes(file.path, described, self.tensors())
 
     @classmethod
     def claims(cls, file: File) -> bool:

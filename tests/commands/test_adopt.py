@@ -20,7 +20,7 @@ from jepa_lightning.commands.adopt import adopt
 from jepa_lightning.data import ImageDataModule, PretrainTransform
 from jepa_lightning.data.preprocess import Preprocess
 from jepa_lightning.evaluation import logged, read
-from jepa_lightning.export.huggingface import write_huggingface
+from jepa_lightning.export.huggingface import HuggingFace
 from jepa_lightning.export.source import Source
 from jepa_lightning.loading import build
 from jepa_lightning.models.pooling import AttentiveClassifier
@@ -52,7 +52,9 @@ def networks(image_source: Any) -> Networks:
 @pytest.fixture
 def folder(networks: Networks) -> str:
     Path("model").mkdir()
-    write_huggingface(Source(Path("a.ckpt"), networks._replace(predictor=None), "All rights reserved."), Path("model"))
+    HuggingFace().write(
+        Source(Path("a.ckpt"), networks._replace(predictor=None), "All rights reserved."), Path("model")
+    )
     return "model"
 
 

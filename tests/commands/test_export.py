@@ -14,10 +14,8 @@ from torch import Tensor
 import jepa_lightning as jl
 from jepa_lightning import weights
 from jepa_lightning.commands.export import main
-from jepa_lightning.export.graphs import reload_onnx, reload_torch_export
-from jepa_lightning.export.huggingface import reload_huggingface
+from jepa_lightning.export.formats import FORMATS
 from jepa_lightning.export.opening import open_source
-from jepa_lightning.export.timm import reload_timm
 from jepa_lightning.weights import Hints
 
 Golden = Callable[[str], dict[str, Any]]
@@ -32,12 +30,7 @@ TAKERS = {
     "vjepa1_tiny": ("onnx", "torch_export", "safetensors", "meta"),
     "vjepa2_tiny": ("huggingface", "onnx", "torch_export", "safetensors", "meta"),
 }
-RELOAD = {
-    "huggingface": reload_huggingface,
-    "timm": reload_timm,
-    "onnx": reload_onnx,
-    "torch_export": reload_torch_export,
-}
+FOREIGN = ("huggingface", "timm", "onnx", "torch_export")
 GRAPHS = ("onnx", "torch_export")
 pytestmark = pytest.mark.usefixtures("without_type_checks")
 
@@ -58,9 +51,9 @@ def test_golden_checkpoints_go_to_every_format_that_has_a_place_and_come_back(
     numbers, out = golden(f"{name}/golden.safetensors"), tmp_path / "out"
     given = {option: size for option, size in SIZES[name].items() if option != "img_size"}
     main(arguments(name, to, out, *["--fixed_size"] * (to in GRAPHS)))
-    if to in RELOAD:  # what the official code computed, in the foreign library
+    if to in FOREIGN:  # what the official code computed, in the foreign library
         source = open_source(weights.open(FOLDER / name / "checkpoint.pt"), hints=Hints(**given))
-        encode = RELOAD[to](out, source._replace(networks=source.networks._replace(predictor=None))).encode
+        encode = FORMATS[to].reload(out, source._replace(networks=source.networks._replace(predictor=None))).encode
         assert encode is not None
         close(encode(numbers["images"]), numbers["target_full"], 1e-4)
     if to not in GRAPHS:  # state and outputs, back here

@@ -9,9 +9,7 @@ import torch
 import yaml
 
 from jepa_lightning.commands.inspect import main
-from jepa_lightning.export.huggingface import write_huggingface
-from jepa_lightning.export.safetensors_file import write_safetensors
-from jepa_lightning.export.timm import write_timm
+from jepa_lightning.export.formats import FORMATS
 from jepa_lightning.loading import build
 from jepa_lightning.models import Predictor, RoPE, VisionTransformer
 from jepa_lightning.models.energy_transformer import EnergyBlocks
@@ -112,11 +110,11 @@ def test_of_ours_the_training_is_told(shown: Shown, tmp_path: Path) -> None:
     assert f"jepa validate --ckpt_path {run / 'last.ckpt'} --data.root FOLDER" in shown_text
 
 
-@pytest.mark.parametrize(("write", "title"), [(write_huggingface, "Hugging Face's"), (write_timm, "timm's")])
+@pytest.mark.parametrize(("name", "title"), [("huggingface", "Hugging Face's"), ("timm", "timm's")])
 def test_folders_of_other_libraries_are_known(
-    write: Any, title: str, image_source: Any, shown: Shown, tmp_path: Path
+    name: str, title: str, image_source: Any, shown: Shown, tmp_path: Path
 ) -> None:
-    write(image_source(embed_dim=192, num_heads=3), tmp_path)
+    FORMATS[name].write(image_source(embed_dim=192, num_heads=3), tmp_path)
     text = shown(tmp_path)
     assert f"in {title} format" in text
     assert "ViT, 192 channels, 2 blocks, 3 heads" in text
@@ -153,18 +151,18 @@ def test_of_v2_with_actions_the_world_model_and_its_encoder_are_offered(shown: S
 def test_only_formats_that_have_a_place_are_offered(
     image_source: Any, clip_source: Any, shown: Shown, tmp_path: Path
 ) -> None:
-    write_safetensors(image_source(), tmp_path)
+    FORMATS["safetensors"].write(image_source(), tmp_path)
     assert "--to huggingface # or timm, onnx, torch_export, safetensors" in shown(tmp_path)
-    write_safetensors(clip_source(positions=RoPE()), tmp_path)
+    FORMATS["safetensors"].write(clip_source(positions=RoPE()), tmp_path)
     text = shown(tmp_path)
     assert "--to onnx # or torch_export, safetensors" in text
     assert "--config attentive_probe.yaml" in text
-    write_safetensors(image_source(blocks=EnergyBlocks()), tmp_path)
+    FORMATS["safetensors"].write(image_source(blocks=EnergyBlocks()), tmp_path)
     assert "2 blocks (EnergyTransformer), 3 heads" in shown(tmp_path)
 
 
 def test_heads_that_a_configuration_says_are_told(image_source: Any, shown: Shown, tmp_path: Path) -> None:
-    write_timm(image_source(num_heads=2), tmp_path)
+    FORMATS["timm"].write(image_source(num_heads=2), tmp_path)
     assert "24 channels, 2 blocks, 2 heads" in shown(tmp_path)
     (tmp_path / "config.json").unlink()
     text = shown(tmp_path / "model.safetensors")

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from jepa_lightning.export.card import preprocessing, write_card
-from jepa_lightning.export.formats import formats
+from jepa_lightning.export.formats import FORMATS
 from jepa_lightning.export.parity import Comparison, Parity
 from jepa_lightning.export.source import Source
 from jepa_lightning.preprocessing import Preprocessing
@@ -25,7 +25,7 @@ def nothing_beside_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def card(source: Source, folder: Path, to: str = "timm") -> str:
     folder.mkdir(exist_ok=True)
-    write_card(source, formats()[to], PARITY, folder)
+    write_card(source, FORMATS[to], PARITY, folder)
     return (folder / "README.md").read_text()
 
 

@@ -8,14 +8,12 @@ import pytest
 import torch
 
 from jepa_lightning.export.graphs import (
+    ONNX,
+    TorchExport,
     Traceable,
     dynamic_sizes,
-    reload_onnx,
-    reload_torch_export,
-    write_onnx,
-    write_torch_export,
 )
-from jepa_lightning.export.source import Source, functions
+from jepa_lightning.export.source import Source, functions_of
 from jepa_lightning.models import Positions, RoPE, SinCos2D, SinCos3D
 from jepa_lightning.models.backbones import TorchvisionBackbone
 from jepa_lightning.models.energy_transformer import EnergyBlocks
@@ -30,8 +28,8 @@ def agrees(theirs: Any, ours: Any, *inputs: torch.Tensor) -> None:
 
 def test_batch_and_sizes_of_images_are_dynamic_in_onnx_and_have_names(image_source: Any, tmp_path: Path) -> None:
     source: Source = image_source(depth=1)
-    write_onnx(source, tmp_path)
-    theirs, ours = reload_onnx(tmp_path, source).encode, functions(source).encode
+    ONNX().write(source, tmp_path)
+    theirs, ours = ONNX().reload(tmp_path, source).encode, functions_of(source.networks).encode
     for shape in (source.shape(2), source.shape(1), (3, 3, 40, 24)):
         agrees(theirs, ours, torch.randn(shape))
     graph = onnx.load(tmp_path / "model.onnx").graph
@@ -43,16 +41,16 @@ def test_batch_and_sizes_of_images_are_dynamic_in_onnx_and_have_names(image_sour
 
 def test_batch_sizes_and_length_of_rotary_clips_are_dynamic_in_onnx(clip_source: Any, tmp_path: Path) -> None:
     source: Source = clip_source(depth=1)
-    write_onnx(source, tmp_path)
-    theirs, ours = reload_onnx(tmp_path, source).encode, functions(source).encode
+    ONNX().write(source, tmp_path)
+    theirs, ours = ONNX().reload(tmp_path, source).encode, functions_of(source.networks).encode
     for shape in (source.shape(2), source.shape(1), (3, 3, 6, 40, 24)):
         agrees(theirs, ours, torch.randn(shape))
 
 
 def test_sizes_are_dynamic_in_torch_export_beside_an_axis_of_one_token(clip_source: Any, tmp_path: Path) -> None:
     source: Source = clip_source(depth=1, num_frames=2, positions=SinCos3D())
-    write_torch_export(source, tmp_path)
-    theirs, ours = reload_torch_export(tmp_path, source).encode, functions(source).encode
+    TorchExport().write(source, tmp_path)
+    theirs, ours = TorchExport().reload(tmp_path, source).encode, functions_of(source.networks).encode
     for shape in (source.shape(2), source.shape(1), (3, 3, 2, 40, 24)):
         agrees(theirs, ours, torch.randn(shape))
 
@@ -60,8 +58,8 @@ def test_sizes_are_dynamic_in_torch_export_beside_an_axis_of_one_token(clip_sour
 def test_a_predictor_is_a_graph_of_its_own_for_any_number_of_tokens(clip_source: Any, tmp_path: Path) -> None:
     source: Source = clip_source(predictor=True, depth=1, embed_dim=12, num_heads=2)
     source = source._replace(networks=source.networks._replace(mask_index=1))
-    write_torch_export(source, tmp_path, fixed_size=True)
-    theirs, ours = reload_torch_export(tmp_path, source).predict, functions(source).predict
+    TorchExport(fixed_size=True).write(source, tmp_path)
+    theirs, ours = TorchExport().reload(tmp_path, source).predict, functions_of(source.networks).predict
     for context, targets in ((2, 4), (5, 1), (1, 3)):
         order = torch.rand(3, 8).argsort(dim=1)
         agrees(theirs, ours, torch.randn(3, 8, 12), order[:, :context], order[:, -targets:])
@@ -70,16 +68,16 @@ def test_a_predictor_is_a_graph_of_its_own_for_any_number_of_tokens(clip_source:
 def test_a_probe_of_several_blocks_gives_logits_in_one_graph(clip_source: Any, tmp_path: Path) -> None:
     source: Source = clip_source(classes=3)
     source = source._replace(networks=source.networks._replace(out_layers=(1, 0)))
-    write_torch_export(source, tmp_path, fixed_size=True)
-    theirs = reload_torch_export(tmp_path, source)
+    TorchExport(fixed_size=True).write(source, tmp_path)
+    theirs = TorchExport().reload(tmp_path, source)
     assert theirs.encode is None
-    agrees(theirs.classify, functions(source).classify, torch.randn(3, 3, 4, 16, 16))
+    agrees(theirs.classify, functions_of(source.networks).classify, torch.randn(3, 3, 4, 16, 16))
 
 
 def test_what_only_we_have_is_a_graph_like_any_other(image_source: Any, tmp_path: Path) -> None:
     source: Source = image_source(depth=2, blocks=EnergyBlocks())
-    write_onnx(source, tmp_path, fixed_size=True)
-    agrees(reload_onnx(tmp_path, source).encode, functions(source).encode, torch.randn(3, 3, 16, 16))
+    ONNX(fixed_size=True).write(source, tmp_path)
+    agrees(ONNX().reload(tmp_path, source).encode, functions_of(source.networks).encode, torch.randn(3, 3, 16, 16))
 
 
 def test_large_weights_stand_in_a_file_of_their_own(
@@ -88,18 +86,22 @@ def test_large_weights_stand_in_a_file_of_their_own(
     monkeypatch.setattr("jepa_lightning.export.graphs.EXTERNAL", 1000)
     source: Source = image_source(depth=1)
     (tmp_path / "here").mkdir()
-    write_onnx(source, tmp_path / "here", fixed_size=True)
+    ONNX(fixed_size=True).write(source, tmp_path / "here")
     (tmp_path / "here").rename(tmp_path / "there")
     assert (tmp_path / "there" / "model.onnx.data").is_file()
-    agrees(reload_onnx(tmp_path / "there", source).encode, functions(source).encode, torch.randn(source.shape(2)))
+    agrees(
+        ONNX().reload(tmp_path / "there", source).encode,
+        functions_of(source.networks).encode,
+        torch.randn(source.shape(2)),
+    )
 
 
 def test_a_graph_of_fixed_size_refuses_another(image_source: Any, tmp_path: Path) -> None:
     source: Source = image_source(depth=1)
-    write_torch_export(source, tmp_path, fixed_size=True)
-    encode = reload_torch_export(tmp_path, source).encode
+    TorchExport(fixed_size=True).write(source, tmp_path)
+    encode = TorchExport().reload(tmp_path, source).encode
     assert encode is not None
-    agrees(encode, functions(source).encode, torch.randn(5, 3, 16, 16))
+    agrees(encode, functions_of(source.networks).encode, torch.randn(5, 3, 16, 16))
     with pytest.raises(AssertionError, match="16"):
         encode(torch.randn(1, 3, 24, 16))
 
@@ -109,8 +111,8 @@ def test_a_convolutional_network_keeps_its_size(image_source: Any, tmp_path: Pat
     source: Source = image_source()
     source = source._replace(networks=source.networks._replace(encoder=encoder))
     assert not dynamic_sizes(encoder)
-    write_torch_export(source, tmp_path)
-    agrees(reload_torch_export(tmp_path, source).encode, encoder, torch.randn(3, 3, 64, 64))
+    TorchExport().write(source, tmp_path)
+    agrees(TorchExport().reload(tmp_path, source).encode, encoder, torch.randn(3, 3, 64, 64))
 
 
 @pytest.mark.parametrize(

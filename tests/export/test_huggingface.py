@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jepa_lightning import weights
 from jepa_lightning.data.preprocess import Preprocess
-from jepa_lightning.export.huggingface import write_huggingface
+from jepa_lightning.export.huggingface import HuggingFace
 from jepa_lightning.export.source import Source
 from jepa_lightning.masking import gather_tokens
 from jepa_lightning.preprocessing import Preprocessing
@@ -32,7 +32,7 @@ def load_huggingface(folder: Path) -> Networks:
 
 
 def write(networks: Networks, folder: Path) -> None:
-    write_huggingface(Source(Path("some.ckpt"), networks, "All rights reserved."), folder)
+    HuggingFace().write(Source(Path("some.ckpt"), networks, "All rights reserved."), folder)
 
 
 @pytest.fixture

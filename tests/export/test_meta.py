@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from jepa_lightning.export.meta import FILE, hints_for, write_meta
+from jepa_lightning.export.meta import FILE, Meta, hints_for
 from jepa_lightning.export.source import Source
 from jepa_lightning.loading import load_meta
 from jepa_lightning.models import SinCos3D
@@ -32,7 +32,7 @@ def test_load_meta_reads_it_back_each_encoder_under_its_name(
 ) -> None:
     other = random_weights(copy.deepcopy(source.networks.encoder))
     source = source._replace(networks=source.networks._replace(branch=branch), other=other)
-    write_meta(source, tmp_path)
+    Meta().write(source, tmp_path)
     module = load_meta(tmp_path / FILE, **hints_for(source).given)
     ours, others = ("target_encoder", "encoder") if branch == "target" else ("encoder", "target_encoder")
     assert same(module.get_submodule(ours), source.networks.encoder)
@@ -41,7 +41,7 @@ def test_load_meta_reads_it_back_each_encoder_under_its_name(
 
 
 def test_one_encoder_stands_for_both(source: Source, tmp_path: Path) -> None:
-    write_meta(source._replace(progress=Progress(epoch=5)), tmp_path)
+    Meta().write(source._replace(progress=Progress(epoch=5)), tmp_path)
     content = torch.load(tmp_path / FILE, weights_only=True)
     assert content["epoch"] == 5
     assert content["opt"] is None
@@ -50,7 +50,7 @@ def test_one_encoder_stands_for_both(source: Source, tmp_path: Path) -> None:
 
 
 def test_names_have_the_prefix_that_metas_code_expects(source: Source, tmp_path: Path) -> None:
-    write_meta(source, tmp_path)
+    Meta().write(source, tmp_path)
     content = torch.load(tmp_path / FILE, weights_only=True)
     prefix = "module.backbone." if source.networks.encoder.num_frames > 1 else "module."
     for network, module in (("encoder", source.networks.encoder), ("predictor", source.networks.predictor)):

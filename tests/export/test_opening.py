@@ -9,10 +9,10 @@ import torch
 import yaml
 
 from jepa_lightning import weights
-from jepa_lightning.export.meta import write_meta
+from jepa_lightning.export.meta import Meta
 from jepa_lightning.export.opening import open_source as opened
-from jepa_lightning.export.source import Source, functions
-from jepa_lightning.export.timm import write_timm
+from jepa_lightning.export.source import Source, functions_of
+from jepa_lightning.export.timm import Timm
 from jepa_lightning.loading import build
 from jepa_lightning.preprocessing import Preprocessing
 from jepa_lightning.probing import AttentiveProbe
@@ -107,7 +107,7 @@ def test_the_best_head_of_a_probe_goes_out_on_its_encoder(
 ) -> None:
     path, module = probe([("", 4)])
     source, images = open_source(path), torch.randn(2, 3, 16, 16)
-    classify = functions(source).classify
+    classify = functions_of(source.networks).classify
     assert classify is not None
     expected = module.heads[2](pretrained[1].target_encoder(images))
     torch.testing.assert_close(classify(images), expected)
@@ -119,7 +119,7 @@ def test_the_best_head_of_a_probe_goes_out_on_its_encoder(
 def test_a_probe_of_several_blocks_reads_these(probe: Callable[..., tuple[Path, AttentiveProbe]]) -> None:
     path, module = probe([("", 4)], out_layers=[1, 0])
     source, images = open_source(path), torch.randn(2, 3, 16, 16)
-    classify = functions(source).classify
+    classify = functions_of(source.networks).classify
     assert classify is not None
     torch.testing.assert_close(classify(images), module.heads[2](module.encode(images)))
     assert source.networks.out_layers == (1, 0)
@@ -133,7 +133,7 @@ def test_of_several_labels_one_is_chosen(
     with pytest.raises(ValueError, match="classifies digit, motion: choose one of them with --task"):
         open_source(path)
     source, images = open_source(path, task=task), torch.randn(2, 3, 16, 16)
-    classify = functions(source).classify
+    classify = functions_of(source.networks).classify
     assert classify is not None
     torch.testing.assert_close(classify(images), module.heads[2](module.encode(images))[:, rows])
 
@@ -150,16 +150,16 @@ def test_a_task_is_for_probes(pretrained: tuple[Path, Any]) -> None:
 
 def test_foreign_files_say_their_licence_and_epochs(image_source: Any, clip_source: Any, tmp_path: Path) -> None:
     source = image_source(predictor=True)._replace(progress=Progress(epoch=7))
-    write_meta(source, tmp_path)
+    Meta().write(source, tmp_path)
     found = open_source(tmp_path / "checkpoint.pth.tar", both=True, hints=Hints(num_heads=3))
     assert (found.kind, found.progress.epoch) == ("I-JEPA", 7)
     assert found.networks.predictor is not None
     assert found.other is not None
     assert "CC BY-NC 4.0" in found.licence
-    write_timm(source, tmp_path)
+    Timm().write(source, tmp_path)
     found = open_source(tmp_path / "model.safetensors", both=True)
     assert found.other is None
     assert "CC BY-NC 4.0" in found.licence
-    write_meta(clip_source(predictor=True), tmp_path)
+    Meta().write(clip_source(predictor=True), tmp_path)
     hints = Hints(num_heads=3, predictor_num_heads=2, img_size=(16, 16), num_frames=4)
     assert "MIT" in open_source(tmp_path / "checkpoint.pth.tar", hints=hints).licence

@@ -8,7 +8,7 @@ import torch
 
 from jepa_lightning.export.parity import TOLERANCE, Comparison, Parity, compare
 from jepa_lightning.export.samples import samples
-from jepa_lightning.export.source import Functions, functions
+from jepa_lightning.export.source import Functions, functions_of
 
 
 def with_difference(difference: float) -> Parity:
@@ -28,7 +28,7 @@ def test_nothing_compared_is_nothing_proven() -> None:
 
 def test_the_same_networks_agree_in_all_that_they_compute(clip_source: Any) -> None:
     source = clip_source(predictor=True, classes=3)
-    found = compare(functions(source), functions(source), samples(source), "torch")
+    found = compare(functions_of(source.networks), functions_of(source.networks), samples(source), "torch")
     assert found.passed
     assert [(each.what, each.inputs) for each in found.comparisons] == [
         (what, inputs) for inputs in ("random", "clips") for what in ("tokens", "logits", "predicted tokens")
@@ -45,22 +45,22 @@ def test_one_changed_weight_is_found(clip_source: Any, what: str) -> None:
     for mine, theirs in zip(ours.networks, same.networks, strict=True):
         if isinstance(mine, torch.nn.Module):
             theirs.load_state_dict(mine.state_dict())
-    assert compare(functions(ours), functions(same), samples(ours), "torch").passed
+    assert compare(functions_of(ours.networks), functions_of(same.networks), samples(ours), "torch").passed
     with torch.no_grad():
         list(getattr(same.networks, what).parameters())[-1][0] += 0.01
-    assert not compare(functions(ours), functions(same), samples(ours), "torch").passed
+    assert not compare(functions_of(ours.networks), functions_of(same.networks), samples(ours), "torch").passed
 
 
 def test_another_mask_token_is_found(clip_source: Any) -> None:
     source = clip_source(predictor=True)
     other = source._replace(networks=source.networks._replace(mask_index=1))
-    found = compare(functions(source), functions(other), samples(source), "torch").comparisons
+    found = compare(functions_of(source.networks), functions_of(other.networks), samples(source), "torch").comparisons
     assert [each.difference > TOLERANCE for each in found] == [False, True, False, True]
 
 
 @pytest.mark.parametrize("wrong", [lambda x: x[:, :1], lambda x: x * float("nan"), lambda x: x + float("inf")])
 def test_another_shape_or_no_number_is_an_infinite_difference(image_source: Any, wrong: Any) -> None:
-    ours = functions(image_source())
+    ours = functions_of(image_source().networks)
     assert ours.encode is not None
     encode = ours.encode
     theirs = Functions(encode=lambda inputs: wrong(encode(inputs)))

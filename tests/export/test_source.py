@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from jepa_lightning.export.source import functions
+from jepa_lightning.export.source import functions_of
 from jepa_lightning.models import SinCos3D
 
 
@@ -20,9 +20,9 @@ def test_kinds_are_told_by_the_method_or_else_by_the_tensors(image_source: Any, 
 
 
 def test_only_what_is_there_is_computed(image_source: Any, clip_source: Any) -> None:
-    found = functions(image_source())
+    found = functions_of(image_source().networks)
     assert (found.classify, found.predict) == (None, None)
-    found = functions(clip_source(predictor=True, classes=3))
+    found = functions_of(clip_source(predictor=True, classes=3).networks)
     clips = torch.randn(2, 3, 4, 16, 16)
     assert found.encode is not None
     assert found.classify is not None

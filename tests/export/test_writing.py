@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jepa_lightning import weights
 from jepa_lightning.export import writing as module
-from jepa_lightning.export.graphs import reload_torch_export
+from jepa_lightning.export.graphs import TorchExport
 from jepa_lightning.export.opening import open_source
 from jepa_lightning.export.source import Functions
 from jepa_lightning.export.writing import export
@@ -43,7 +43,7 @@ def test_the_golden_probe_of_v2_gives_its_logits_in_a_graph_and_has_too_many_hea
     parity = export(source, "torch_export", tmp_path / "out", with_predictor=False, fixed_size=True)
     assert {each.what for each in parity.comparisons} == {"logits"}
     source = source._replace(networks=source.networks._replace(predictor=None))
-    classify = reload_torch_export(tmp_path / "out", source).classify
+    classify = TorchExport().reload(tmp_path / "out", source).classify
     assert classify is not None
     close(classify(numbers["images"]), numbers["probe.logits"], 1e-5)
 
@@ -64,8 +64,7 @@ def wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     def reload(folder: Path, source: Any) -> Functions:
         return Functions(encode=lambda inputs: source.networks.encoder(inputs) + 2e-4)
 
-    known = module.formats()
-    monkeypatch.setattr(module, "formats", lambda *_: {**known, "timm": known["timm"]._replace(reload=reload)})
+    monkeypatch.setattr(module.FORMATS["timm"], "reload", reload, raising=True)
 
 
 @pytest.mark.usefixtures("wrong")
@@ -109,7 +108,7 @@ def test_others_may_read_the_folder_as_any_other(image_source: Any, tmp_path: Pa
 
 def test_tokens_of_a_reloaded_predictor_are_those_of_the_context(clip_source: Any) -> None:
     source = clip_source(predictor=True)
-    predict = module.functions(source).predict
+    predict = module.functions_of(source.networks).predict
     assert predict is not None
     tokens, context, targets = torch.randn(2, 8, 36), torch.tensor([[0, 3]] * 2), torch.tensor([[5]] * 2)
     expected = source.networks.predictor(gather_tokens(tokens, context), context, targets.unsqueeze(1))

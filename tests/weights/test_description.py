@@ -26,7 +26,7 @@ from jepa_lightning.weights.description import (
     predictor_builder,
 )
 from jepa_lightning.weights.networks import outlined
-from jepa_lightning.weights.policy import DoesNotFit, NotTrusted
+from jepa_lightning.weights.policy import CheckpointError, NotTrusted
 
 CLIP = {"num_frames": 4, "tubelet_size": 2}
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -111,5 +111,5 @@ def test_a_description_that_makes_no_sense_is_an_error_that_names_the_file(
     encoder = encoder_of()
     description = describe_encoder(encoder)
     spoil(description)
-    with pytest.raises(DoesNotFit, match=r"some.file"):
+    with pytest.raises(CheckpointError, match=r"some.file"):
         outlined(Path("some.file"), encoder_builder(Path("some.file"), description, encoder.state_dict()))

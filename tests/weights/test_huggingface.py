@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from jepa_lightning import weights
-from jepa_lightning.export.huggingface import write_huggingface
+from jepa_lightning.export.huggingface import HuggingFace
 from jepa_lightning.masking import gather_tokens
 from jepa_lightning.weights import Networks
 
@@ -156,7 +156,7 @@ def ours(image_source: Any, clip_source: Any, tmp_path: Path) -> Callable[[bool]
     def write(clips: bool = False) -> Path:
         folder = tmp_path / "ours"
         folder.mkdir()
-        write_huggingface(clip_source(predictor=True) if clips else image_source(), folder)
+        HuggingFace().write(clip_source(predictor=True) if clips else image_source(), folder)
         return folder
 
     return write

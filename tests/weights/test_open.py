@@ -15,10 +15,8 @@ from torch import Tensor
 
 import jepa_lightning as jl
 from jepa_lightning import weights
-from jepa_lightning.export.huggingface import write_huggingface
-from jepa_lightning.export.safetensors_file import write_safetensors
+from jepa_lightning.export.formats import FORMATS
 from jepa_lightning.export.source import Source
-from jepa_lightning.export.timm import write_timm
 from jepa_lightning.loading import build
 from jepa_lightning.weights import Networks, Weights, is_hub_name
 from jepa_lightning.weights.description import describe_encoder, describe_predictor
@@ -70,9 +68,9 @@ def of_meta(networks: Networks, path: Path, prefix: str = "module.") -> Path:
 WRITERS: dict[str, tuple[type[Weights], Writer]] = {
     "ours": (Own, of_ours),
     "meta": (Meta, of_meta),
-    "huggingface": (HuggingFace, partial(into_folder, write_huggingface)),
-    "timm": (Timm, partial(into_folder, write_timm)),
-    "safetensors": (Safetensors, partial(into_folder, write_safetensors)),
+    "huggingface": (HuggingFace, partial(into_folder, FORMATS["huggingface"].write)),
+    "timm": (Timm, partial(into_folder, FORMATS["timm"].write)),
+    "safetensors": (Safetensors, partial(into_folder, FORMATS["safetensors"].write)),
 }
 
 
@@ -323,7 +321,7 @@ def test_a_name_on_the_hub_is_downloaded_unless_there_is_such_a_folder(
     networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("huggingface_hub")
-    folder, asked = into_folder(write_huggingface, networks._replace(predictor=None), tmp_path / "model"), []
+    folder, asked = into_folder(FORMATS["huggingface"].write, networks._replace(predictor=None), tmp_path / "model"), []
 
     def download(name: str, **options: Any) -> str:
         asked.append((name, options["allow_patterns"]))

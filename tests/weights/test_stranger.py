@@ -25,6 +25,7 @@ from jepa_lightning.weights.ours import CONFIG_KEY, Own
 Config = dict[str, Any]
 Content = dict[str, Any]
 Door = Callable[[Path], Any]
+WRITTEN = ("here/probe.ckpt", "here/encoder.ckpt")
 EVIL = "from pathlib import Path\nPath(__file__).with_name('imported').touch()\ndef f(*_): ...\nclass S: ...\n"
 
 
@@ -65,7 +66,7 @@ def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setenv(name, str(tmp_path / "home"))
     yield tmp_path / "evil"
     files = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file()}
-    assert files <= {"evil/evilmod.py", "here/evil.yaml", "stranger.ckpt"}
+    assert files <= {"evil/evilmod.py", "here/evil.yaml", "stranger.ckpt", *WRITTEN}
     assert "evilmod" not in sys.modules
 
 
@@ -93,6 +94,7 @@ def refused(path: Path, doors: tuple[Door, ...], error: type[Exception], message
         assert time.process_time() - begin < 2, door
         assert str(path) in str(found.value)
         assert len(str(found.value)) < 1000
+        assert "Given value" not in str(found.value)  # jsonargparse's last line, which says nothing
 
 
 def model(config: Config) -> Config:
@@ -527,3 +529,54 @@ def test_a_seed_that_is_no_number_of_one_is_left(seed: Any, stranger: Callable[.
     opened = weights.open(stranger(lambda config: config.update(seed_everything=seed)))
     assert opened.config["seed_everything"] is None
     opened.untrained(jl.load_encoder(opened))
+
+
+# ---------------------------------------------------------------------- probes
+
+
+@pytest.fixture
+def probe(stranger: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """Writes the checkpoint of a probe on the encoder of the other one."""
+
+    def write(extra: Callable[[Content], Any] = dict, **arguments: Any) -> Path:
+        encoder = stranger().rename(tmp_path / "here" / "encoder.ckpt")
+        given = {"checkpoint": str(encoder), "num_heads": 2}
+        module = jl.AttentiveProbe(**given)
+        module._build([("", 3)])
+        state = module.state_dict()
+        config = {"model": a("jepa_lightning.AttentiveProbe", **{**given, **arguments})}
+        path = stranger(yaml.safe_dump(config), state_dict={**state, "_extra_state": extra(state["_extra_state"])})
+        return path.rename(tmp_path / "here" / "probe.ckpt")
+
+    return write
+
+
+def test_a_probe_itself_is_in_order(probe: Callable[..., Path]) -> None:
+    path = probe()
+    jl.load(path)
+    inspected(path)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        lambda extra: {**extra, "tasks": [["", 10**9]]}, lambda extra: {**extra, "tasks": [["", -3]]},
+        lambda extra: {**extra, "tasks": 3}, lambda extra: {**extra, "tasks": [[]]},
+        lambda extra: {**extra, "tasks": [["", "x"]]}, lambda extra: {}, lambda extra: {**extra, "tasks": [["", 4]]},
+        lambda extra: {**extra, "encoder": "another"},
+    ],
+)  # fmt: skip
+def test_what_a_probe_says_of_its_classes_is_checked(
+    extra: Callable[[Content], Content], probe: Callable[..., Path]
+) -> None:
+    path = probe(extra=extra)
+    begin = time.process_time()
+    with pytest.raises(ValueError, match=r"probe.ckpt"):
+        jl.load(path)
+    assert time.process_time() - begin < 2
+
+
+@pytest.mark.parametrize("place", ["someone/model", "/dev/zero", "evil.yaml", "../evil/evilmod.py", ""])
+def test_the_encoder_of_a_probe_is_a_checkpoint_on_this_machine(place: str, probe: Callable[..., Path]) -> None:
+    with pytest.raises((ValueError, FileNotFoundError)):
+        jl.load(probe(checkpoint=place))

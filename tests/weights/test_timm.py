@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from jepa_lightning import weights
 from jepa_lightning.data.preprocess import Preprocess
-from jepa_lightning.export.timm import ARCHITECTURES, write_timm
+from jepa_lightning.export.timm import ARCHITECTURES, Timm
 from jepa_lightning.preprocessing import Preprocessing
 from jepa_lightning.weights import DoesNotFit, Hints, Networks, UnknownFormat
 
@@ -61,7 +61,7 @@ def test_a_model_of_ours_gives_the_same_tokens_in_timm(
     image_source: Any, tmp_path: Path, sizes: dict[str, Any]
 ) -> None:
     source = image_source(**sizes)
-    write_timm(source, tmp_path)
+    Timm().write(source, tmp_path)
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     images = torch.randn(source.shape(2))
     tokens = source.networks.encoder(images)
@@ -72,7 +72,7 @@ def test_a_model_of_ours_gives_the_same_tokens_in_timm(
 def test_there_and_back_gives_the_same_state(image_source: Any, tmp_path: Path) -> None:
     source = image_source()
     networks = source.networks
-    write_timm(source, tmp_path)
+    Timm().write(source, tmp_path)
     back = load_timm(tmp_path)
     state = networks.encoder.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in back.encoder.state_dict().items())
@@ -83,7 +83,7 @@ def test_there_and_back_gives_the_same_state(image_source: Any, tmp_path: Path) 
 @pytest.mark.parametrize("size", [32, 64, 96, 224, 336, 448, (32, 48)])
 def test_the_transform_of_timm_does_what_our_evaluation_does(image_source: Any, tmp_path: Path, size: Any) -> None:
     wanted = image_source(img_size=size).networks.preprocessing
-    write_timm(image_source(img_size=size, depth=1), tmp_path)
+    Timm().write(image_source(img_size=size, depth=1), tmp_path)
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=False)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     rows, columns = np.mgrid[:100, :100]  # of others the longer side is rounded in other ways
@@ -97,13 +97,13 @@ def test_the_transform_of_timm_does_what_our_evaluation_does(image_source: Any, 
 def test_both_sides_are_resized_where_nothing_is_cut_off(image_source: Any, tmp_path: Path) -> None:
     source = image_source()
     squashed = Preprocessing((16, 16), crop_pct=None)
-    write_timm(source._replace(networks=source.networks._replace(preprocessing=squashed)), tmp_path)
+    Timm().write(source._replace(networks=source.networks._replace(preprocessing=squashed)), tmp_path)
     assert load_timm(tmp_path).preprocessing == squashed
 
 
 def test_a_published_size_gets_the_name_of_timms_model(image_source: Any, tmp_path: Path) -> None:
     sizes = {"img_size": 14, "embed_dim": 1280, "patch_size": 14, "depth": 1, "num_heads": 16, "mlp_ratio": 0.1}
-    write_timm(image_source(**sizes), tmp_path)
+    Timm().write(image_source(**sizes), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["architecture"] == "vit_huge_patch14_gap_224"
     assert set(ARCHITECTURES) <= set(timm.list_models("*_gap_*"))
 
@@ -113,7 +113,7 @@ def test_a_published_size_gets_the_name_of_timms_model(image_source: Any, tmp_pa
 
 @pytest.fixture
 def file(image_source: Any, tmp_path: Path) -> Path:
-    write_timm(image_source(), tmp_path)
+    Timm().write(image_source(), tmp_path)
     (tmp_path / "config.json").unlink()
     return tmp_path / "model.safetensors"
 
@@ -145,7 +145,7 @@ def test_a_tensor_that_does_not_fit_is_named(file: Path, name: str, tensor: Tens
 
 @pytest.mark.parametrize("said", [{"num_heads": "x"}, {"num_heads": 5}, [1], {"img_size": "x"}])
 def test_a_damaged_configuration_names_the_file(image_source: Any, tmp_path: Path, said: Any) -> None:
-    write_timm(image_source(), tmp_path)
+    Timm().write(image_source(), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_args": said}))
     with pytest.raises(ValueError, match=r"model.safetensors describes a network that cannot be built"):

@@ -1,0 +1,115 @@
+"""How far each pixel is, read off frozen tokens by a linear head over bins of depth, and the scores RMSE and delta 1."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jepa_lightning.evaluation.segmentation import LinearHead, Recipe, upsampled
+
+
+class DepthHead(nn.Module):
+    """A linear head whose outputs weigh the middles of equal bins (AdaBins, Bhat et al. 2021; DINOv2, DINOv3).
+
+    Args:
+        dim: Channels of the tokens.
+        nearest: Least depth, in the unit of the labels.
+        farthest: Largest depth.
+        bins: Number of bins.
+    """
+
+    middles: Tensor
+
+    def __init__(self, dim: int, nearest: float = 0.001, farthest: float = 10.0, bins: int = 256) -> None:
+        super().__init__()
+        if not 0 < nearest < farthest:
+            raise ValueError(f"depth needs 0 < nearest < farthest, got {nearest} and {farthest}")
+        self.head = LinearHead(dim, bins)
+        self.register_buffer("middles", torch.linspace(nearest, farthest, bins))
+
+    def forward(self, tokens: Float[Tensor, "batch h w dim"], size: tuple[int, int]) -> Float[Tensor, "batch H W"]:
+        """The depth of each pixel."""
+        weights = upsampled(self.head(tokens), size).relu() + 0.1
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        return (weights * self.middles[:, None, None]).sum(dim=1)
+
+
+def scale_invariant(predicted: Tensor, depth: Tensor) -> Tensor:
+    """sqrt(var(g) + 0.15 mean(g)^2) with g = log predicted - log depth, over pixels with a depth (Eigen et al. 2014)."""
+    known = depth > 0
+    g = predicted[known].log() - depth[known].log()
+    return (g.var(correction=0) + 0.15 * g.mean().square() + 1e-12).sqrt()
+
+
+def fit_depth(
+    tokens: Float[Tensor, "n h w dim"],
+    depth: Float[Tensor, "n H W"],
+    nearest: float,
+    farthest: float,
+    recipe: Recipe | None = None,
+) -> DepthHead:
+    """Train a depth head at the resolution of the labels.
+
+    Args:
+        tokens: Frozen tokens of the training inputs, on their grid.
+        depth: Depth of each pixel; 0 or less where it is not known.
+        nearest: Least depth that can be predicted.
+        farthest: Largest depth that can be predicted.
+        recipe: How; None for DINOv3's rate and weight decay.
+    """
+    recipe = recipe or Recipe(lr=3e-4, weight_decay=1e-4, warmup=1 / 3)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        head = DepthHead(tokens.shape[-1], nearest, farthest).to(tokens.device).train()
+    optimizer = torch.optim.AdamW(head.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
+    for step in range(recipe.steps):
+        optimizer.param_groups[0]["lr"] = recipe.lr * recipe.rate(step)
+        chosen = torch.randint(len(tokens), (recipe.batch_size,), generator=generator)
+        if not (depth[chosen] > 0).any():
+            continue
+        scale_invariant(head(tokens[chosen], depth.shape[1:]), depth[chosen]).backward()
+        nn.utils.clip_grad_norm_(head.parameters(), 35.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return head.eval()
+
+
+class DepthSums(NamedTuple):
+    """Sums over pixels with a known depth, which add up over batches.
+
+    Attributes:
+        squares: Of the errors.
+        close: Pixels whose ratio to the truth, or its inverse, is below 1.25.
+        count: Pixels.
+    """
+
+    squares: float
+    close: int
+    count: int
+
+    def __add__(self, other: object) -> DepthSums:
+        """The sums of both."""
+        assert isinstance(other, DepthSums)
+        return DepthSums(self.squares + other.squares, self.close + other.close, self.count + other.count)
+
+    @property
+    def rmse(self) -> float:
+        """Root of the mean squared error, in the unit of the labels, over all pixels."""
+        return (self.squares / self.count) ** 0.5 if self.count else float("nan")
+
+    @property
+    def delta1(self) -> float:
+        """Fraction of the pixels within a factor of 1.25."""
+        return self.close / self.count if self.count else float("nan")
+
+
+def depth_sums(predicted: Float[Tensor, "*pixels"], depth: Float[Tensor, "*pixels"]) -> DepthSums:
+    """What RMSE and delta 1 are computed from."""
+    known = depth > 0
+    predicted, depth = predicted[known].double(), depth[known].double()
+    ratio = torch.maximum(predicted / depth, depth / predicted)
+    return DepthSums(float((predicted - depth).square().sum()), int((ratio < 1.25).sum()), int(known.sum()))
