@@ -87,18 +87,13 @@ def load(
         config = model_config(found, checkpoint)
         if "checkpoint" not in (config.get("init_args") or {}):  # a probe reads another file when it is built
             expected = outlined(found.path, partial(build, config, found.path)).state_dict()
-            check(found.path, "state_dict", _tensors(expected), _tensors(found.state))
+            tensors = {name: value for name, value in expected.items() if isinstance(value, torch.Tensor)}
+            check(found.path, "state_dict", tensors, found.tensors())
         module = build(config, found.path)
-        state = {name: _taken(found, name, value) for name, value in found.state.items()}
+        taken = {name: found.file.take(name, tensor) for name, tensor in found.tensors().items()}
         try:
-            module.load_state_dict(state)
-        except (
-            RuntimeError,
-            LookupError,
-            TypeError,
-            ValueError,
-            AttributeError,
-        ) as error:  # an extra state is anything
+            module.load_state_dict({**found.state, **taken})
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:  # an extra state is anything
             raise DoesNotFit(f"the tensors of {found.path} do not fit its configuration: {error}") from error
     return module.eval()
 
@@ -164,27 +159,12 @@ def load_encoder(
 
     with weights.trusting(*_names(trust), allow_non_finite=allow_non_finite):
         found = path if isinstance(path, Weights) else weights.open(path)
-        networks = found.networks(branch, hints=hints_of(found, hints))
+        networks = found.networks(branch, hints=found.hints(hints))
     logging.getLogger(__name__).info("%s (%s): the %s encoder was read", path, found.format, networks.branch)
     encoder, wanted = networks.encoder, networks.preprocessing
     encoder.normalize = wanted.normalize
     encoder.preprocess = Preprocess(wanted, encoder.num_frames)
     return encoder
-
-
-def hints_of(found: Weights, given: dict[str, Any]) -> Hints:
-    """Hints by their names.
-
-    Raises:
-        TypeError: If there is no hint of that name.
-    """
-    unknown = sorted(set(given) - set(Hints.__dataclass_fields__))
-    if unknown:
-        raise TypeError(
-            f"{found.path} ({found.format}): {', '.join(unknown)} cannot be given. What can be given: "
-            f"{', '.join(found.takes) or 'nothing, the file says it all'}"
-        )
-    return Hints(**given)
 
 
 def load_meta(
@@ -301,11 +281,3 @@ def _conditioned(source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _names(trust: str | Sequence[str]) -> Sequence[str]:
     return (trust,) if isinstance(trust, str) else trust
-
-
-def _tensors(state: dict[str, Any]) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-
-
-def _taken(found: Own, name: str, value: Any) -> Any:
-    return found.file.take(name, value) if isinstance(value, torch.Tensor) else value

@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor
 
 from jepa_lightning import weights
-from jepa_lightning.commands.find import find_checkpoint, find_config, option_values
+from jepa_lightning.commands.find import find_checkpoint, find_config, has_encoder, option_values
 from jepa_lightning.commands.messages import JepaParser
 from jepa_lightning.commands.options import NON_FINITE, TRUST
 from jepa_lightning.commands.stored import data_section
@@ -74,10 +74,7 @@ def main(arguments: Sequence[str]) -> None:
     if {"-h", "--help"} & set(arguments):  # there need not be a checkpoint yet
         _parser(None).parse_args(list(arguments))
     names = option_values(arguments, "--ckpt_path") or ["last.ckpt"]
-    paths = [
-        find_checkpoint(name, "runs", wanted=lambda model: "checkpoint" not in (model.get("init_args") or {}))
-        for name in names
-    ]
+    paths = [find_checkpoint(name, wanted=has_encoder) for name in names]
     with trusting(*option_values(arguments, "--trust"), allow_non_finite="--allow_non_finite" in arguments):
         opened = [weights.open(path) for path in paths]
         parser = _parser(data_section(_named(arguments), opened[0], arguments))

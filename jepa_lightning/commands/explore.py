@@ -12,7 +12,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_info
 
 from jepa_lightning import weights
-from jepa_lightning.commands.find import find_checkpoint, find_config
+from jepa_lightning.commands.find import find_checkpoint, find_config, has_encoder
 from jepa_lightning.commands.options import add_hints, add_permissions, allowed, hints_given
 from jepa_lightning.data import ImageDataModule, JEPADataModule, VideoDataModule
 from jepa_lightning.explore.items import of_data
@@ -38,9 +38,7 @@ def main(arguments: Sequence[str]) -> None:
         from jepa_lightning.explore.page import page
     except ImportError as error:
         raise ValueError(INSTALL) from error
-    path = find_checkpoint(
-        given.ckpt_path, "runs", wanted=lambda model: "checkpoint" not in (model.get("init_args") or {})
-    )
+    path = find_checkpoint(given.ckpt_path, wanted=has_encoder)
     with allowed(given):
         opened = weights.open(path)
         subject = subject_of(opened, hints_given(given))

@@ -27,7 +27,7 @@ def main(args: Sequence[str]) -> None:
         parser.error(
             f"--fixed_size is for --to {' and '.join(FIXED_SIZE)}: weights take any size that the library does"
         )
-    path = find_checkpoint(options.ckpt_path, None)
+    path = find_checkpoint(options.ckpt_path)
     check_free(Path(options.out).expanduser(), options.overwrite)  # before what takes long
     check_packages(options.to)
     say(f"Reading {path}")

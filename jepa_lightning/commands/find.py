@@ -77,7 +77,7 @@ def _check_syntax(path: Path) -> None:
 
 
 def find_checkpoint(
-    name: str, root: str | None, option: str = "--ckpt_path", wanted: Callable[[dict[str, Any]], bool] = bool
+    name: str, root: str | None = None, option: str = "--ckpt_path", wanted: Callable[[dict[str, Any]], bool] = bool
 ) -> str:
     """Path of a checkpoint: the file or folder itself, or the newest of that name among the runs below ``root``.
 
@@ -85,7 +85,7 @@ def find_checkpoint(
 
     Args:
         name: What the person wrote.
-        root: Where runs are.
+        root: Folder of the runs; None for ``runs``.
         option: For which option, to tell what was found.
         wanted: Whether the model section of a run's configuration is of the right kind; runs without one are not asked.
 
@@ -111,6 +111,11 @@ def find_checkpoint(
         f"no such checkpoint: {name}; {option} takes the path of a file, or a name that is then looked for among the "
         f"runs below {root}, which have {', '.join(known) or 'none yet'}"
     )
+
+
+def has_encoder(model: dict[str, Any]) -> bool:
+    """Whether a model, by its section, has an encoder of its own; a probe names the file of one."""
+    return "checkpoint" not in (model.get("init_args") or {})
 
 
 def _model_of(run: Path) -> dict[str, Any]:

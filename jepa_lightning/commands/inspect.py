@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from textwrap import wrap
 
 from torch import Tensor
 
@@ -197,9 +198,4 @@ _UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "bytes": 1}
 
 def _wrapped(text: str, indent: int) -> str:
     """Lines of at most 110 characters."""
-    lines = [""]
-    for word in text.split(" "):
-        if len(lines[-1]) + len(word) > 110 - indent:
-            lines.append("")
-        lines[-1] += f"{word} "
-    return ("\n" + " " * indent).join(line.rstrip() for line in lines)
+    return ("\n" + " " * indent).join(wrap(text, 110 - indent, break_long_words=False, break_on_hyphens=False))

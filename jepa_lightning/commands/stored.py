@@ -23,7 +23,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_info
 
 from jepa_lightning import weights
-from jepa_lightning.commands.find import find_checkpoint, option_values
+from jepa_lightning.commands.find import find_checkpoint, has_encoder, option_values
 from jepa_lightning.weights import CheckpointError, Weights
 from jepa_lightning.weights.stored_config import data_title, parse
 
@@ -71,9 +71,7 @@ def with_checkpoint(arguments: Sequence[str]) -> Call:
     if not probed and isinstance(named := _arguments(config.get("model")).get("checkpoint"), str):
         probed, given = [named], [*given, f"--model.checkpoint={named}"]
     if probed:
-        path = find_checkpoint(
-            probed[-1], root, "--model.checkpoint", lambda model: "checkpoint" not in (model.get("init_args") or {})
-        )
+        path = find_checkpoint(probed[-1], root, "--model.checkpoint", has_encoder)
         given = _replaced(given, "--model.checkpoint", path)
     if names := option_values(given, "--ckpt_path"):
         if names[-1] in KEY_WORDS or "://" in names[-1]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,7 @@ def _points(grid: Grid, values: Tensor | None) -> dict[str, Any]:
 def message(text: str) -> go.Figure:
     """Text in place of a picture; an empty text takes up no room."""
     result = go.Figure()
-    result.add_annotation(text="<br>".join(_lines(text)), showarrow=False, font={"size": 12})
+    result.add_annotation(text="<br>".join(wrap(text, 52)), showarrow=False, font={"size": 12})
     axis = {"visible": False}
     result.update_layout(
         height=SIDE if text else 10, width=SIDE + 120 if text else 10, xaxis=axis, yaxis=axis,
@@ -142,13 +143,6 @@ def message(text: str) -> go.Figure:
         plot_bgcolor="rgba(0,0,0,0)",
     )  # fmt: skip
     return result
-
-
-def _lines(text: str, width: int = 52) -> list[str]:
-    words, lines = text.split(), [""]
-    for word in words:
-        lines = [*lines[:-1], f"{lines[-1]} {word}"] if len(lines[-1]) + len(word) < width else [*lines, word]
-    return lines
 
 
 def bars(title: str, values: Float[Tensor, " heads"], chosen: int | None) -> go.Figure:

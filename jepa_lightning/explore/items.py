@@ -52,17 +52,16 @@ def of_data(data: JEPADataModule, count: int) -> list[Item]:
         for position, inputs in enumerate(batch.inputs):
             if batch.index is not None and batch.index[position] < 0:  # a file that could not be decoded
                 continue
-            clip = inputs.unsqueeze(1) if inputs.ndim == 3 else inputs
-            clip = clip[0] if clip.ndim == 5 else clip  # the first of several clips
+            values = inputs if inputs.dtype == torch.uint8 else data.denormalize(inputs.unsqueeze(0))[0]
             labels = () if batch.labels is None else _names(data.classes, batch.labels[position])
-            items.append(Item(_as_bytes(data, clip), f"sample {len(items)}", labels))
+            items.append(Item(to_pixels(values), f"sample {len(items)}", labels))
     return items
 
 
-def _as_bytes(data: JEPADataModule, clip: torch.Tensor) -> Pixels:
-    if clip.dtype == torch.uint8:
-        return clip
-    return (data.denormalize(clip.unsqueeze(0))[0].clamp(0, 1) * 255).round().to(torch.uint8)
+def to_pixels(values: torch.Tensor) -> Pixels:
+    """An image or a clip, uint8 or from 0 to 1, as uint8 with an axis of time; of several clips the first."""
+    clip = values.unsqueeze(1) if values.ndim == 3 else values[0] if values.ndim == 5 else values
+    return clip if clip.dtype == torch.uint8 else (clip.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def _names(classes: Sequence[Any], labels: torch.Tensor) -> tuple[str, ...]:
@@ -92,5 +91,4 @@ def dropped(name: str, content: bytes, encoder: Encoder) -> Item:
         known = ", ".join(sorted(STILL_EXTENSIONS | VIDEO_EXTENSIONS))
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{name} cannot be read as an image or a video ({reason}): drop one of {known}") from error
-    clip = clip.unsqueeze(1) if clip.ndim == 3 else clip
-    return Item((clip.clamp(0, 1) * 255).round().to(torch.uint8), name)
+    return Item(to_pixels(clip), name)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from jepa_lightning.callbacks.pictures import pca_rgb
 from jepa_lightning.distributed import world_size
+from jepa_lightning.explore.items import to_pixels
 from jepa_lightning.explore.subject import Pixels, Subject
 
 FEWEST = 8
@@ -61,9 +62,7 @@ class Maps(Callback):
             self._rows.append((outputs.float().cpu()[good][:room], batch.labels.cpu()[good][:room]))
         for position in good.nonzero().flatten().tolist()[: self.count - len(self._kept)]:
             values = trainer.datamodule.denormalize(batch.inputs[position : position + 1])[0]  # type: ignore[attr-defined]
-            pixels = (values.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-            pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels
-            self._kept.append((pixels[0] if pixels.ndim == 5 else pixels, int(numbers[position])))
+            self._kept.append((to_pixels(values).cpu(), int(numbers[position])))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw."""

@@ -114,7 +114,7 @@ class Weights(ABC):
             TypeError: If a hint is given that the file says itself.
             CheckpointError: If the file is damaged, or has no encoder.
         """
-        return self._networks(branch, predictor, self._accepted(hints))
+        return self._networks(branch, predictor, self.hints((hints or Hints()).given))
 
     def outline(self, hints: Hints | None = None) -> Encoder | None:
         """The encoder without its weights; None if there is none.
@@ -124,13 +124,19 @@ class Weights(ABC):
         """
         return self.networks(hints=hints).encoder
 
-    def _accepted(self, hints: Hints | None) -> Hints:
-        given = (hints or Hints()).given
-        unknown = sorted(set(given) - set(self.takes))
+    def hints(self, given: Mapping[str, Any]) -> Hints:
+        """Hints by their names; None stands for one that is not given.
+
+        Raises:
+            TypeError: If there is no such hint, or the file says it itself.
+        """
+        unknown = sorted(name for name, value in given.items() if value is not None and name not in self.takes)
         if unknown:
-            can = f"can be given: {', '.join(self.takes)}" if self.takes else "has to be given: the file says it all"
-            raise TypeError(f"{self.path} ({self.format}): {', '.join(unknown)} cannot be given. What {can}")
-        return hints or Hints()
+            raise TypeError(
+                f"{self.path} ({self.format}): {', '.join(unknown)} cannot be given. What can be given: "
+                f"{', '.join(self.takes) or 'nothing, the file says it all'}"
+            )
+        return Hints(**given)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors under the names that they have in a method: ``encoder.norm.weight``."""

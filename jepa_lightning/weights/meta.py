@@ -149,7 +149,7 @@ class Meta(Weights):
 
     def outline(self, hints: Hints | None = None) -> Encoder | None:
         """The encoder without its weights."""
-        return outlined(self.path, self._encoder("target", self._accepted(hints))[2])
+        return outlined(self.path, self._encoder("target", self.hints((hints or Hints()).given))[2])
 
     # ------------------------------------------------------------------ training
 

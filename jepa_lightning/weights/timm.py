@@ -78,7 +78,7 @@ class Timm(OneEncoder):
 
     def outline(self, hints: Hints | None = None) -> Encoder | None:
         """The encoder without its weights."""
-        return outlined(self.path, self._build(self._accepted(hints)))
+        return outlined(self.path, self._build(self.hints((hints or Hints()).given)))
 
     def states(self) -> States:
         """The encoder under both names."""

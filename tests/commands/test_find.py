@@ -71,7 +71,7 @@ def test_the_newest_run_is_meant_by_a_bare_name() -> None:
 def test_what_was_found_is_told_with_the_option(caplog: pytest.LogCaptureFixture) -> None:
     path = leave("x/version_0", age=0)
     with caplog.at_level("INFO"):
-        find_checkpoint("last.ckpt", None, "--model.checkpoint")
+        find_checkpoint("last.ckpt", option="--model.checkpoint")
     assert caplog.messages == [f"--model.checkpoint last.ckpt: the newest is {path}"]
 
 
