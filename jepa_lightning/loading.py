@@ -93,7 +93,7 @@ def load(
         taken = {name: found.file.take(name, tensor) for name, tensor in found.tensors().items()}
         try:
             module.load_state_dict({**found.state, **taken})
-        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:  # an extra state is anything
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:  # of an extra state
             raise DoesNotFit(f"the tensors of {found.path} do not fit its configuration: {error}") from error
     return module.eval()
 

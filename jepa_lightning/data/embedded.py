@@ -107,7 +107,14 @@ def parts(split: str) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
 
 
 def render(digit: np.ndarray, photographs: list[np.ndarray], size: int, random: Generator) -> Image.Image:
-    """One scene: a dark background and the digit before it, all drawn from ``random``.
+    """One scene: see render_with_mask."""
+    return render_with_mask(digit, photographs, size, random)[0]
+
+
+def render_with_mask(
+    digit: np.ndarray, photographs: list[np.ndarray], size: int, random: Generator
+) -> tuple[Image.Image, Image.Image]:
+    """One scene, a dark background and the digit before it, and how opaque the digit is, all drawn from ``random``.
 
     Args:
         digit: 8x8 intensities from 0 to 16.
@@ -119,8 +126,11 @@ def render(digit: np.ndarray, photographs: list[np.ndarray], size: int, random: 
     side = round(size * random.uniform(*SIDE))
     middle = (size - side) / 2 + size * random.uniform(-SHIFT, SHIFT, size=2)
     x, y = (round(place) for place in middle.clip(0, size - side).tolist())
-    scene.paste(Image.new("RGB", (side, side), colour(random)), (x, y), stroke(digit, side, TILT, random))
-    return scene
+    paint, mask = Image.new("RGB", (side, side), colour(random)), Image.new("L", (size, size))
+    drawn = stroke(digit, side, TILT, random)
+    scene.paste(paint, (x, y), drawn)
+    mask.paste(drawn, (x, y))
+    return scene, mask
 
 
 def background(photographs: list[np.ndarray], size: int, random: Generator) -> Image.Image:

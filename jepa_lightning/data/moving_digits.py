@@ -128,7 +128,21 @@ def render(
     random: Generator,
     style: Style = CLUTTERED,
 ) -> UInt8[np.ndarray, "frames size size 3"]:
-    """One clip: background, with clutter or without, the digit in motion, all drawn from ``random``.
+    """One clip: see render_with_mask."""
+    return render_with_mask(digit, photographs, motion, size, random, style)[0]
+
+
+def render_with_mask(
+    digit: np.ndarray,
+    photographs: list[np.ndarray],
+    motion: str,
+    size: int,
+    random: Generator,
+    style: Style = CLUTTERED,
+) -> tuple[UInt8[np.ndarray, "frames size size 3"], Float[np.ndarray, "frames size size"]]:
+    """One clip, background, with clutter or without, the digit in motion, and how opaque the digit is (0 to 1).
+
+    All is drawn from ``random``.
 
     Args:
         digit: 8x8 intensities from 0 to 16.
@@ -151,12 +165,14 @@ def render(
     path = MOTIONS[motion](float(size - side), size * random.uniform(*style.speed), random)
     alpha = np.pad(np.asarray(drawn, dtype=np.float32) / 255, 1)
     frames = np.repeat(np.asarray(scene, dtype=np.float32)[None], len(path), axis=0)
-    for frame, (x, y) in zip(frames, path, strict=True):
+    masks = np.zeros(frames.shape[:3], dtype=np.float32)
+    for frame, mask, (x, y) in zip(frames, masks, path, strict=True):
         shifted = _shift(alpha, x % 1, y % 1)
         where = frame[int(y) : int(y) + side + 1, int(x) : int(x) + side + 1]
         shown = shifted[: where.shape[0], : where.shape[1], None]  # the row and column beyond the border are empty
         where += shown * (colour - where)
-    return frames.round().astype(np.uint8)
+        mask[int(y) : int(y) + side + 1, int(x) : int(x) + side + 1] = shown[..., 0]
+    return frames.round().astype(np.uint8), masks
 
 
 def clutter(scene: Image.Image, other: Image.Image, random: Generator) -> None:

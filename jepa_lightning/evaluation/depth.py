@@ -1,4 +1,4 @@
-"""How far each pixel is, read off frozen tokens by a linear head over bins of depth, and the scores RMSE and delta 1."""
+"""How far each pixel is, read off frozen tokens by a linear head over bins of depth; the scores RMSE and delta 1."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class DepthHead(nn.Module):
 
 
 def scale_invariant(predicted: Tensor, depth: Tensor) -> Tensor:
-    """sqrt(var(g) + 0.15 mean(g)^2) with g = log predicted - log depth, over pixels with a depth (Eigen et al. 2014)."""
+    """sqrt(var(g) + 0.15 mean(g)^2) with g = log predicted - log depth, over pixels with a depth (Eigen 2014)."""
     known = depth > 0
     g = predicted[known].log() - depth[known].log()
     return (g.var(correction=0) + 0.15 * g.mean().square() + 1e-12).sqrt()
@@ -84,27 +84,27 @@ class DepthSums(NamedTuple):
     Attributes:
         squares: Of the errors.
         close: Pixels whose ratio to the truth, or its inverse, is below 1.25.
-        count: Pixels.
+        pixels: With a known depth.
     """
 
     squares: float
     close: int
-    count: int
+    pixels: int
 
     def __add__(self, other: object) -> DepthSums:
         """The sums of both."""
         assert isinstance(other, DepthSums)
-        return DepthSums(self.squares + other.squares, self.close + other.close, self.count + other.count)
+        return DepthSums(self.squares + other.squares, self.close + other.close, self.pixels + other.pixels)
 
     @property
     def rmse(self) -> float:
         """Root of the mean squared error, in the unit of the labels, over all pixels."""
-        return (self.squares / self.count) ** 0.5 if self.count else float("nan")
+        return (self.squares / self.pixels) ** 0.5 if self.pixels else float("nan")
 
     @property
     def delta1(self) -> float:
         """Fraction of the pixels within a factor of 1.25."""
-        return self.close / self.count if self.count else float("nan")
+        return self.close / self.pixels if self.pixels else float("nan")
 
 
 def depth_sums(predicted: Float[Tensor, "*pixels"], depth: Float[Tensor, "*pixels"]) -> DepthSums:

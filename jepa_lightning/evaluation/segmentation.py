@@ -30,7 +30,7 @@ def confusion(
     """
     kept = labels != IGNORED
     labels, predicted = labels[kept].long(), predicted[kept].long()
-    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
+    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
         raise ValueError(f"labels go from {int(labels.min())} to {int(labels.max())}: {classes} classes go from 0 on")
     return torch.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
@@ -127,7 +127,7 @@ def fit_segmentation(
     for step in range(recipe.steps):
         optimizer.param_groups[0]["lr"] = recipe.lr * recipe.rate(step)
         chosen = torch.randint(len(tokens), (recipe.batch_size,), generator=generator)
-        logits = upsampled(head(tokens[chosen]), labels.shape[1:])
+        logits = upsampled(head(tokens[chosen]), (labels.shape[1], labels.shape[2]))
         target = labels[chosen].long()
         error = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
         (error / (target != IGNORED).sum().clamp(min=1)).backward()

@@ -14,7 +14,7 @@ def test_rmse_and_delta1_are_over_all_known_pixels_and_batches_add_up() -> None:
     predicted = torch.tensor([[1.2, 2.6, 9.0, 4.0], [6.0, 5.0, 1.7, 1.3]])
     found = depth_sums(predicted[:1], depth[:1]) + depth_sums(predicted[1:], depth[1:])
     errors = [0.2, 0.6, 0.0, -2.0, -0.3, 0.3]
-    assert found.count == 6
+    assert found.pixels == 6
     assert found.rmse == pytest.approx(math.sqrt(sum(e**2 for e in errors) / 6), rel=1e-6)
     assert found.delta1 == pytest.approx(3 / 6)  # 1.2, 4 and 1.7 are within a factor of 1.25
     nothing = depth_sums(torch.ones(2), torch.zeros(2))
