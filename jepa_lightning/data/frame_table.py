@@ -17,6 +17,8 @@ from jaxtyping import Int64
 from jepa_lightning.data.mp4 import read_sample_table
 from jepa_lightning.data.picture_types import READABLE, is_bidirectional
 
+WITHOUT_TIMES = {"avi", "h264", "hevc", "m4v", "mpegvideo", "vc1", "vvc"}
+"""Formats that store frames in decoding order without the time at which they are shown."""
 WITHOUT_B = {"h263", "h263p"}
 """Codecs that FFmpeg lists as reordering, but decodes in the stored order."""
 EXACT_DELAY = {"h264", "hevc", "vvc"}
@@ -96,7 +98,8 @@ def read_frame_table(container: InputContainer, stream: VideoStream, path: str) 
     table = None
     if "mp4" in container.format.name.split(","):
         table = _from_header(packets, seen, stream, path)
-    table = table or _from_packets(chain(seen, packets), stream)
+    untimed = bool(WITHOUT_TIMES & set(container.format.name.split(",")))
+    table = table or _from_packets(chain(seen, packets), stream, untimed)
     packets.close()  # or PyAV loses a little memory
     return table
 
@@ -179,7 +182,8 @@ def _b_test(stream: VideoStream) -> Callable[[Packet[VideoStream]], bool]:
     return lambda packet: is_bidirectional(codec, bytes(packet), extradata)
 
 
-def _from_packets(packets: Iterable[Packet[VideoStream]], stream: VideoStream) -> FrameTable | None:
+def _from_packets(packets: Iterable[Packet[VideoStream]], stream: VideoStream, guessed: bool) -> FrameTable | None:
+    """The table from all packets; ``guessed``: FFmpeg guesses the times, because the format does not store them."""
     codec, is_b = stream.codec_context.name, _b_test(stream)
     marks: list[int] = []
     times: list[int] = []
@@ -194,6 +198,7 @@ def _from_packets(packets: Iterable[Packet[VideoStream]], stream: VideoStream) -
                 return None
             if packet.is_keyframe and packet.pts is not None and not packet.is_corrupt:
                 keys[packet.pts] = (packet.pts if packet.dts is None else packet.dts), len(marks)
+            guessed |= packet.pos is None or packet.pos < 0  # several frames have one time in the file
             marks.append(mark(packet))
             times.append(NO_TIME if packet.pts is None else packet.pts)
             stateful |= _has_state(packet)
@@ -206,8 +211,9 @@ def _from_packets(packets: Iterable[Packet[VideoStream]], stream: VideoStream) -
             bidirectional = bidirectional or (not reordered and is_b(packet))
     except BROKEN_OFF:  # nothing after the damage can be reached
         pass
-    if not reordered and (bidirectional if codec in READABLE else not _never_reorders(stream)):
-        return None  # frames are shown in another order than they are stored in, and the times do not say which
+    bidirectional = bidirectional if codec in READABLE else not _never_reorders(stream)
+    if (guessed and reordered) or (bidirectional and not reordered):
+        return None  # frames are shown in another order than they are stored in, and the file does not say which
     table = _table(np.array(shown, np.int64), {key: decoded for key, (decoded, _) in keys.items()}, upright=False)
     if table is None:
         return None
