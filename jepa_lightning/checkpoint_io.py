@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning import __version__
@@ -29,16 +32,50 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            remove_rests(path.parent)
             with temporary.open("wb") as file:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    _lock(file)
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             kept = "; the one that was there is whole" if path.exists() else ""
-            raise OSError(f"cannot write the checkpoint {path}: {error}{kept}. Make room and resume") from error
+            raise OSError(
+                f"cannot write the checkpoint {path}: {error}{kept}. Make room or the folder writable, and resume"
+            ) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a disk that became read-only
+                temporary.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint, and remove what a killed run left beside it."""
+        if "://" not in str(path):
+            remove_rests(Path(path).parent)
+        return super().load_checkpoint(path, map_location, weights_only)
+
+
+def remove_rests(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote a checkpoint left in a folder.
+
+    A file that another process still writes is locked, and left alone; of a folder that cannot be written nothing is
+    removed.
+    """
+    for rest in folder.glob(".*.part"):
+        if not re.fullmatch(r"\..+\.\d+\.part", rest.name):
+            continue
+        with contextlib.suppress(OSError), rest.open("r+b") as file:
+            _lock(file)
+            rest.unlink()
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Take the lock that a process holds until it ends, however it ends; OSError if another process holds it."""
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 class WeightsIO(AtomicCheckpointIO):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from jepa_lightning import __version__, callbacks, commands, weights
+from jepa_lightning.callbacks.signals import end_command
 from jepa_lightning.checkpoint_io import AtomicCheckpointIO, WeightsIO
 from jepa_lightning.commands.adopt import adopt
 from jepa_lightning.commands.find import find_checkpoint, with_shipped_configs
@@ -28,6 +31,7 @@ from jepa_lightning.loading import start_from
 from jepa_lightning.methods import Method
 from jepa_lightning.probing import PretrainedEncoder
 from jepa_lightning.strategies import FSDP2Strategy as FSDP2Strategy  # registers --trainer.strategy fsdp2
+from jepa_lightning.trainer import RunTrainer
 from jepa_lightning.weights import Weights
 
 OBSERVERS = {
@@ -106,6 +110,17 @@ class JepaCLI(LightningCLI):
             io = WeightsIO(self.model, self.opened) if foreign and self.opened else AtomicCheckpointIO()
             self.trainer.strategy.checkpoint_io = io
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run in a folder that is this run's alone; one that fails before it has done anything leaves none."""
+        trainer = cast(RunTrainer, self.trainer)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # which has no logger
+            trainer.reserve_folder(self.config[subcommand].ckpt_path)
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            trainer.remove_folder_without_results()
+            raise
+
     def before_fit(self) -> None:
         """Start from another training, if that was asked for; a resumed run has all that in its checkpoint."""
         config = self.config[self.subcommand]
@@ -144,14 +159,37 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Arguments; those of the process if None.
     """
     quieten()
+    handlers = take_signals()
     given, sys.argv = sys.argv, [sys.argv[0], *(sys.argv[1:] if args is None else args)]
     try:
         if not commands.run(sys.argv[1:]):
             run([re.sub(r"^--model\.init_from\b", "--init_from", argument) for argument in sys.argv[1:]])
     except Exception as error:
         sys.exit(told(error))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning leaves with 1
+            sys.exit(128 + signal.SIGINT)
+        raise
     finally:
         sys.argv = given
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def take_signals() -> dict[int, Any]:
+    """Let SIGTERM and SIGHUP end the command as Ctrl-C does, so that files are closed; a training finishes its step.
+
+    Returns:
+        The handlers before; nothing outside the main thread. A signal that is ignored (nohup) stays ignored.
+    """
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            if (number := getattr(signal, name, None)) and signal.getsignal(number) == signal.SIG_DFL:
+                before[number] = signal.signal(number, end_command)
+    return before
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -167,6 +205,7 @@ def run(arguments: Sequence[str]) -> None:
         JepaCLI(
             Method,
             JEPADataModule,
+            trainer_class=RunTrainer,
             save_config_callback=callbacks.SaveConfig,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={

@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "preprocessing": set(),
     "lars": set(),
     "log_steps": set(),
+    "trainer": set(),
     "muon": {"distributed"},
     "losses": {"distributed"},
     # A BatchNorm's batch is that of all processes.

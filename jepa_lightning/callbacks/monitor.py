@@ -38,18 +38,17 @@ class Monitor(Callback):
         self._rows: list[tuple[list[Any], Tensor]] = []
         self._gradients: Tensor | None = None
         self._file: Path | None = None
+        self._earlier: Path | None = None
         self._rate: float | None = None
         self._last: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the file; a resumed run has a folder of its own."""
-        folder = trainer.log_dir
+        """Find the file, and that of the run that this one goes on with, which has a folder of its own."""
+        folder, self._file, self._earlier = trainer.log_dir, None, None
         if folder is not None and trainer.loggers:
-            suffix = f"_r{trainer.global_rank}" if trainer.global_rank else ""
-            self._file = Path(folder) / f"train{suffix}.csv"
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("w", newline="") as file:
-                csv.writer(file).writerow(COLUMNS)
+            name = f"train_r{trainer.global_rank}.csv" if trainer.global_rank else "train.csv"
+            self._file = Path(folder) / name
+            self._earlier = Path(str(trainer.ckpt_path)).parent.parent / name if trainer.ckpt_path else Path()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock."""
@@ -102,16 +101,41 @@ class Monitor(Callback):
         """Do not count validation as a slow step."""
         self._last = None
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write all rows: a run that goes on with this checkpoint takes them from the file."""
+        self._flush()
+
     def _flush(self) -> None:
-        if self._rows and self._file is not None:
-            numbers = torch.stack([row[1] for row in self._rows]).tolist()
-            with self._file.open("a", newline="") as file:
-                writer = csv.writer(file)
-                for (row, _), (loss, *gradients) in zip(self._rows, numbers, strict=True):
-                    epoch, itr, context, target, milliseconds, *rest = row
-                    ordered = [epoch, itr, loss, context, target, milliseconds, *rest, *gradients]
-                    writer.writerow([f"{v:.9g}" if isinstance(v, float) else v for v in ordered])
-        self._rows.clear()
+        rows, self._rows = self._rows, []
+        if not rows or self._file is None:
+            return
+        numbers = torch.stack([row[1] for row in rows]).tolist()
+        found = []
+        for (row, _), (loss, *gradients) in zip(rows, numbers, strict=True):
+            epoch, itr, context, target, milliseconds, *rest = row
+            ordered = [epoch, itr, loss, context, target, milliseconds, *rest, *gradients]
+            found.append([f"{v:.9g}" if isinstance(v, float) else str(v) for v in ordered])
+        try:
+            self._write(found)
+        except OSError as error:
+            raise OSError(
+                f"cannot write the losses to {self._file}: {error.strerror}. Make room or the folder writable, and "
+                "resume with --ckpt_path last.ckpt"
+            ) from error
+
+    def _write(self, rows: list[list[str]]) -> None:
+        """Append rows; first the header, and those of the run that this one goes on with, up to its checkpoint."""
+        assert self._file is not None
+        earlier, self._earlier = self._earlier, None
+        if earlier is not None:
+            before = tuple(map(int, rows[0][:2]))
+            rows = [*(row for row in _rows_of(earlier) if tuple(map(int, row[:2])) < before), *rows]
+        self._file.parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed it
+        started = earlier is None and self._file.exists()
+        target = self._file if started else self._file.with_name(f".{self._file.name}.part")
+        with target.open("a" if started else "w", newline="") as file:
+            csv.writer(file).writerows(rows if started else [COLUMNS, *rows])
+        target.replace(self._file)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the remaining rows."""
@@ -120,3 +144,12 @@ class Monitor(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write the remaining rows also when the run fails."""
         self._flush()
+
+
+def _rows_of(path: Path) -> list[list[str]]:
+    """Rows of the log of an earlier run, without the header and what was cut off when the run was killed."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    return [row for row in rows[1:] if len(row) == len(COLUMNS) and row[0].isdigit() and row[1].isdigit()]

@@ -54,6 +54,9 @@ class ProgressBar(TQDMProgressBar):
         if self._begun is not None and trainer.global_step > self._begun[1]:
             pace = (time.monotonic() - self._begun[0]) / (trainer.global_step - self._begun[1])
             left = trainer.estimated_stepping_batches - trainer.global_step
+            if hasattr(pl_module, "progress"):  # after a change of the batch size Lightning's steps are not all alike
+                step, steps, _ = pl_module.progress()
+                left = steps - step + 1
             if 0 <= left < float("inf"):
                 shown["left"] = str(timedelta(seconds=round(pace * left)))
         for callback in trainer.callbacks:  # type: ignore[attr-defined]

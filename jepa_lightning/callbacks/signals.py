@@ -48,7 +48,7 @@ class Signals:
             return
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        if not self.received and rank_zero_only.rank == 0:
+        if not self.received and not getattr(rank_zero_only, "rank", 0):
             again = " (Ctrl-C to stop at once)" if number != signal.SIGINT else " (once more to stop at once)"
             name = signal.Signals(number).name
             # Not by logging: the signal may have come in the middle of another line.

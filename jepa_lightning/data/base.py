@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from jepa_lightning import distributed, preprocessing
 from jepa_lightning.data.sampler import Draw, EpochSampler, ResumableLoader, Shares
+from jepa_lightning.data.workers import start_worker
 from jepa_lightning.masking import MaskCollator, MaskedBatch, MaskSampler, Sample, seeded
 from jepa_lightning.masking.sampler import Grid
 from jepa_lightning.preprocessing import Preprocessing
@@ -235,6 +236,7 @@ class JEPADataModule(LightningDataModule):
             "persistent_workers": workers > 0 and masks is not None,
             "pin_memory": torch.cuda.is_available(),
             "collate_fn": self.collator(masks),
+            "worker_init_fn": start_worker,
             "generator": seeded("workers", self.seed),  # or every iteration would draw from the global one
         }
 

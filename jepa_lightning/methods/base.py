@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
-from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -22,6 +21,7 @@ from jepa_lightning.masking import MaskedBatch, TokenMasks
 from jepa_lightning.masking.padded import Padded, without_padding
 from jepa_lightning.masking.tokens import Family
 from jepa_lightning.methods.groups import OptimizerFactory, groups_of, groups_with_matrices
+from jepa_lightning.methods.progress import Progress
 from jepa_lightning.models import Encoder, ema_copy, ema_update, evaluating, frozen_copy, target_tokens
 from jepa_lightning.models.attention_maps import attention_depth, attention_maps
 from jepa_lightning.schedules import Schedule
@@ -48,7 +48,7 @@ class Observed(NamedTuple):
     features: Float[Tensor, "batch n dim"]
 
 
-class Method(LightningModule, ABC):
+class Method(Progress, ABC):
     """What the command line trains: a JEPA, or a probe of one.
 
     Attributes:
@@ -82,32 +82,6 @@ class Method(LightningModule, ABC):
     def predict_step(self, batch: MaskedBatch, batch_idx: int) -> Float[Tensor, "batch dim"]:
         """Features: the tokens of ``encode``, averaged."""
         return self.encode(batch.inputs).mean(dim=1)
-
-    def progress(self) -> tuple[int, int, int]:
-        """Where the training is: number of the next optimizer step from 1, all steps, steps in an epoch.
-
-        Raises:
-            ValueError: If the length of the training is not known.
-        """
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise ValueError(
-                "the schedules need the length of the training: set --trainer.max_epochs or --trainer.max_steps"
-            )
-        batches = self.trainer.num_training_batches
-        per_epoch = steps if batches == float("inf") else -(-int(batches) // self.trainer.accumulate_grad_batches)
-        return self.global_step + 1, int(steps), int(per_epoch)
-
-    def on_train_start(self) -> None:
-        """One line if the learning rate will never reach its peak."""
-        name = "lr_schedule" if hasattr(self, "lr_schedule") else "lr"
-        _, steps, per_epoch = self.progress()
-        warmup = int(getattr(getattr(self, name, None), "warmup_epochs", 0) * per_epoch)
-        if warmup > steps:
-            rank_zero_info(
-                f"the warm-up of the learning rate, {warmup} steps, is longer than the training, {steps} steps: its "
-                f"peak is never reached; set --model.{name}.warmup_epochs to less than {steps / per_epoch:g}"
-            )
 
 
 class JEPA(Method):
@@ -302,6 +276,7 @@ class JEPA(Method):
         Raises:
             ValueError: If the checkpoint has the state of another kind.
         """
+        super().on_load_checkpoint(checkpoint)
         trainer = self._trainer  # None where Lightning loads a module without one
         states = checkpoint.get("optimizer_states") if trainer is not None and trainer.training else None
         if states and any("matrices" in group for group in states[0]["param_groups"]) != (self.optimizer is not None):
@@ -349,6 +324,7 @@ class JEPA(Method):
         Lightning calls the callbacks' ``on_train_batch_end`` before ours: what a ModelCheckpoint writes there would
         hold the target encoder of the step before, and a resumed run would miss one update.
         """
+        super().on_save_checkpoint(checkpoint)
         if self._finished_steps is None or self.global_step == self._finished_steps:
             return
         self.update_target_encoder()
