@@ -27,3 +27,12 @@ class Trajectory(NamedTuple):
     def inputs(self) -> Tensor:
         """The frames, by the name that they have in a MaskedBatch."""
         return self.frames
+
+    @property
+    def masks(self) -> tuple[()]:
+        """No masks, for observers of MaskedBatches."""
+        return ()
+
+    def families(self) -> tuple[()]:
+        """Likewise."""
+        return ()
