@@ -28,11 +28,6 @@ class Trajectory(NamedTuple):
         """The frames, by the name that they have in a MaskedBatch."""
         return self.frames
 
-    @property
-    def masks(self) -> tuple[()]:
-        """No masks, for observers of MaskedBatches."""
-        return ()
-
     def families(self) -> tuple[()]:
-        """Likewise."""
+        """No families of masks, for observers of MaskedBatches."""
         return ()
