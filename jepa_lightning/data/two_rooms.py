@@ -34,7 +34,11 @@ class TwoRoomsEpisodes(TrajectorySource):
     """
 
     def __init__(
-        self, episodes: int = 2000, walls: Literal["random", "fixed"] = "random", steps: int = 90, cache: str | None = None
+        self,
+        episodes: int = 2000,
+        walls: Literal["random", "fixed"] = "random",
+        steps: int = 90,
+        cache: str | None = None,
     ) -> None:
         if episodes < 10 or steps < 1:
             raise ValueError(f"episodes must be at least 10 and steps at least 1, got {episodes} and {steps}")
@@ -87,7 +91,9 @@ def simulate(
     turn = np.arctan2(towards[:, 1], towards[:, 0]) - np.arctan2(actions[0, :, 1], actions[0, :, 0])
     turn = np.where(crossing, turn, 0.0)
     cos, sin = np.cos(turn), np.sin(turn)  # all of the walk turns with its first step
-    actions = np.stack([cos * actions[..., 0] - sin * actions[..., 1], sin * actions[..., 0] + cos * actions[..., 1]], -1)
+    actions = np.stack(
+        [cos * actions[..., 0] - sin * actions[..., 1], sin * actions[..., 0] + cos * actions[..., 1]], -1
+    )
     positions = [position]
     for action in actions:
         positions.append(two_rooms.move(positions[-1], action, wall, door))

@@ -179,7 +179,9 @@ def render(
     """What is seen: a Gaussian dot of standard deviation 1.3 in channel 0, walls in channel 1."""
     x, y = (np.exp(-0.5 * ((_AXIS - position[:, axis, None]) / DOT_STD) ** 2) for axis in (0, 1))
     frames = np.zeros((len(position), CANVAS, CANVAS, 3), dtype=np.uint8)
-    np.multiply((255 * y).astype(np.float32)[:, :, None], x.astype(np.float32)[:, None, :], out=frames[..., 0], casting="unsafe")
+    np.multiply(
+        (255 * y).astype(np.float32)[:, :, None], x.astype(np.float32)[:, None, :], out=frames[..., 0], casting="unsafe"
+    )
     inner = np.abs(_AXIS - wall[:, None]) <= HALF_WALL  # (N, W)
     closed = np.abs(_AXIS - door[:, None]) > HALF_DOOR  # (N, H)
     border = (_AXIS <= LOW) | (_AXIS >= HIGH)

@@ -13,7 +13,7 @@ from torch import Tensor
 from jepa_lightning.planning.world import WorldModel, features_of, repeat
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-"""Features (B, G, ...) of states and of goals to distances (B, G)."""
+"""Features of states and of goals, (E, S, ...) both, to distances (E, S)."""
 
 
 @dataclass(frozen=True)

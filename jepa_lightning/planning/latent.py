@@ -45,7 +45,9 @@ class PredictorWorld:
         self.encoder, self.predictor, self.advance = encoder, predictor, advance
 
     def encode(
-        self, observation: Float[Tensor, "batch channels height width"], pose: Float[Tensor, "batch state"] | None = None
+        self,
+        observation: Float[Tensor, "batch channels height width"],
+        pose: Float[Tensor, "batch state"] | None = None,
     ) -> RollOut:
         """The state at a frame."""
         tokens = self.encoder(observation)

@@ -70,7 +70,11 @@ class Receding:
     """
 
     def __init__(
-        self, planner: Planner, world: WorldModel, observe: Callable[[Any, dict[str, Any]], Any], generator: torch.Generator
+        self,
+        planner: Planner,
+        world: WorldModel,
+        observe: Callable[[Any, dict[str, Any]], Any],
+        generator: torch.Generator,
     ) -> None:
         self.planner, self.world, self.observe, self.generator = planner, world, observe, generator
         self.mean: Tensor | None = None

@@ -231,6 +231,8 @@ def robot_cem(
     """The planner of V-JEPA 2-AC with the arguments and defaults of the official function."""
     limit = (maxnorm, maxnorm, maxnorm, 0.75)
     space = RobotSpace(4, limit, pinned=dict(axis or {}), close_gripper=close_gripper)
-    means, stds = ((m, m, m, g) for m, g in ((momentum_mean, momentum_mean_gripper), (momentum_std, momentum_std_gripper)))
+    means, stds = (
+        (m, m, m, g) for m, g in ((momentum_mean, momentum_mean_gripper), (momentum_std, momentum_std_gripper))
+    )
     std = (maxnorm, maxnorm, maxnorm, 1.0)
     return CEM(space, Cost("l1", "last"), rollout, samples, cem_steps, topk, std, means, stds)

@@ -68,7 +68,12 @@ def test_noise_energies_means_and_result_are_the_official_ones(
     arguments["axis"] = {int(key): value for key, value in arguments.get("axis", {}).items()}
     planner = robot_cem(**arguments)
     recorder, world = Recorder(planner), Toy(about["world_model"] == "action+pose")
-    state = State(*(numbers[name][0].expand(episodes, *[-1] * (numbers[name][0].ndim - 1)) for name in ("context_features", "context_pose")))
+    state = State(
+        *(
+            numbers[name][0].expand(episodes, *[-1] * (numbers[name][0].ndim - 1))
+            for name in ("context_features", "context_pose")
+        )
+    )
     goals = numbers["goal_features"].expand(episodes, -1, -1, -1)
     plan = planner.plan(world, state, goals, noise=lambda i: case["noise"][i].transpose(0, 1)[None])
     for episode in range(episodes):
