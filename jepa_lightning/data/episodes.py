@@ -143,8 +143,20 @@ def write_episode(
         fps: Frames in a second.
         **arrays: ``actions``, and perhaps ``states`` and ``extrinsics``.
     """
+    write_frames(folder / f"{name}.mp4", frames, fps)
+    np.savez(folder / f"{name}.npz", **cast(Any, arrays))
+
+
+def write_frames(path: Path, frames: UInt8[np.ndarray, "time height width 3"], fps: int = 10) -> None:
+    """Write an MP4 file without loss.
+
+    Args:
+        path: The file.
+        frames: The video.
+        fps: Frames in a second.
+    """
     codec = "libx264rgb" if "libx264rgb" in av.codecs_available else "png"
-    with av.open(str(folder / f"{name}.mp4"), "w") as container:
+    with av.open(str(path), "w") as container:
         options = {"qp": "0", "preset": "ultrafast"} if codec == "libx264rgb" else {}
         stream = cast(VideoStream, container.add_stream(codec, rate=fps, options=options))
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "rgb24"
@@ -152,7 +164,6 @@ def write_episode(
         for pixels in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
-    np.savez(folder / f"{name}.npz", **cast(Any, arrays))
 
 
 def split_of(root: Path, split: str, holdout: float) -> tuple[Path, bool]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import UInt8
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -75,7 +76,8 @@ class TrajectoryDataset(Dataset[Trajectory]):
         num_frames: Frames of a piece.
         every: Distance of its frames in frames of the video.
         combine: What becomes of the actions between two kept frames: their sum, or all of them in a row.
-        size: Height and width of a frame; videos of another size are resized.
+        size: Height and width of a frame; of videos of another size the middle is cut out
+            and resized.
         seed: Part of the key of every draw.
         random: Draw where a piece begins.
         decoder: Opens the videos; None for PyAV.
@@ -125,19 +127,33 @@ class TrajectoryDataset(Dataset[Trajectory]):
         index = np.arange(start, start + self.span, self.every)
         with self.decoder.open(episode.path) as video:
             frames = video.frames(index.tolist()).permute(0, 3, 1, 2)  # (T, 3, H, W)
-        if self.size is not None and tuple(frames.shape[2:]) != self.size:
-            resized = F.interpolate(frames.float(), self.size, mode="bilinear", antialias=True)
-            frames = resized.round().clamp(0, 255).to(torch.uint8)
+        if self.size is not None:
+            frames = fitted(frames, self.size)
         actions = torch.from_numpy(episode.actions[start : start + self.span - 1]).unflatten(0, (-1, self.every))
         actions = actions.sum(dim=1) if self.combine == "sum" else actions.flatten(1)
         known = (None if x is None else torch.from_numpy(x[index]) for x in (episode.states, episode.extrinsics))
         return Trajectory(frames.transpose(0, 1).contiguous(), actions, *known)
 
 
+def fitted(
+    frames: UInt8[Tensor, "time channels height width"], size: tuple[int, int]
+) -> UInt8[Tensor, "time channels h w"]:
+    """The largest centred piece of frames with the proportions of ``size``, resized to it."""
+    height, width = frames.shape[2:]
+    if (height, width) == size:
+        return frames
+    scale = min(height / size[0], width / size[1])
+    rows, columns = round(size[0] * scale), round(size[1] * scale)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    piece = frames[:, :, top : top + rows, left : left + columns].float()
+    return F.interpolate(piece, size, mode="bilinear", antialias=True).round().clamp(0, 255).to(torch.uint8)
+
+
 def collate(samples: Sequence[Trajectory]) -> Trajectory:
     """A batch of pieces; what an episode does not have is None in all of them."""
     columns = zip(*samples, strict=True)
-    return Trajectory(*(None if column[0] is None else torch.stack(column) for column in columns))
+    stacked: Any = (None if column[0] is None else torch.stack(column) for column in columns)
+    return Trajectory(*stacked)
 
 
 class TrajectoryDataModule(JEPADataModule):

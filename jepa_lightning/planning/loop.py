@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from tqdm import tqdm
 
 from jepa_lightning.environments import TwoRooms
 from jepa_lightning.planning.planners import Planner, shifted
@@ -35,17 +36,18 @@ class Outcome(NamedTuple):
     path: Float[np.ndarray, "time episodes 2"]
 
 
-def run_episodes(env: TwoRooms, policy: Policy, seed: int) -> Outcome:
+def run_episodes(env: TwoRooms, policy: Policy, seed: int, title: str | None = None) -> Outcome:
     """Run all episodes of an environment until they succeed or are cut off.
 
     Args:
         env: The environment.
         policy: Chooses the actions.
         seed: Of the episodes.
+        title: Of a progress bar; None for no bar.
     """
     seen, info = env.reset(seed=seed)
     goal, path, steps, seconds = info["goal"], [info["position"]], np.full(env.num_envs, env.max_steps), []
-    for step in range(1, env.max_steps + 1):
+    for step in tqdm(range(1, env.max_steps + 1), desc=title, leave=False, disable=title is None):
         start = time.perf_counter()
         actions = policy(seen, {**info, "goal": goal, "step": step - 1})
         seconds.append(time.perf_counter() - start)
