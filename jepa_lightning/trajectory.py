@@ -27,3 +27,7 @@ class Trajectory(NamedTuple):
     def inputs(self) -> Tensor:
         """The frames, by the name that they have in a MaskedBatch."""
         return self.frames
+
+    def families(self) -> tuple[()]:
+        """No families of masks, for observers of MaskedBatches."""
+        return ()

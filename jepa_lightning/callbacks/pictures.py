@@ -40,7 +40,7 @@ class Pictures(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keep the first batch: the same images, with the same masks, every time."""
-        if batch_idx == 0 and dataloader_idx == 0:
+        if batch_idx == 0 and dataloader_idx == 0 and hasattr(batch, "masks"):  # trajectories have none
             self._batch = batch
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -36,6 +36,10 @@ COMMANDS = {
         "jepa_lightning.commands.report:main",
         "Put the reports of several seeds into one: mean and 95 % interval.",
     ),
+    "plan": Command(
+        "jepa_lightning.commands.plan:main",
+        "Plan with a world model in Two Rooms, beside honest baselines; writes a report, pictures and a video.",
+    ),
     "list": Command(
         "jepa_lightning.commands.configs:main",
         "List the configurations that ship with the package, each with what it trains.",

@@ -10,6 +10,7 @@ from jepa_lightning.data.moving_digits import MovingDigits
 from jepa_lightning.data.multi_crop import MultiCrop, MultiCropClip, Photometric
 from jepa_lightning.data.preprocess import Preprocess
 from jepa_lightning.data.sources import Folder, Images, ImageSource, Torchvision
+from jepa_lightning.data.trajectories import EpisodeFolder, TrajectoryDataModule, TrajectorySource
 from jepa_lightning.data.transforms import CleanTransform, PretrainTransform, TrainTransform, Views
 from jepa_lightning.data.video_mixture import Mixture
 from jepa_lightning.data.video_sources import StillImages, VideoFolder, VideoList, Videos, VideoSource
@@ -24,6 +25,7 @@ __all__ = [
     "ClipSampler",
     "Decoder",
     "DigitScenes",
+    "EpisodeFolder",
     "Folder",
     "ImageDataModule",
     "ImageDataset",
@@ -46,6 +48,8 @@ __all__ = [
     "TrainClipTransform",
     "TrainTransform",
     "Trajectory",
+    "TrajectoryDataModule",
+    "TrajectorySource",
     "VideoDataModule",
     "VideoDataset",
     "VideoFolder",

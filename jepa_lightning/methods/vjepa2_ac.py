@@ -70,6 +70,7 @@ class VJEPA2AC(JEPA):
             raise ValueError(f"auto_steps is the number of steps of the roll-out: use at least 1, not {auto_steps}")
         self.encoder.requires_grad_(False).eval()
         self.predictor = predictor(encoder)
+        del self.observers  # they look at masked tokens, and there are none
         self.auto_steps, self.loss_exp = auto_steps, loss_exp
 
     def losses(self, batch: Trajectory) -> dict[str, Tensor]:
