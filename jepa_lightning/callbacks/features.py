@@ -22,8 +22,9 @@ from jepa_lightning.distributed import gather_rows, rank, world_size
 class FeatureWriter(BasePredictionWriter):
     """Writes `features` (N, D), `index` (N,) and `labels` (N,) or (N, L) in the order of the samples.
 
-    The metadata of the file hold JSON lists: `names` of the samples and `classes`, the names of the labels (with several
-    labels a list for each); and `data`, the data set. Files that cannot be decoded are left out. What is done is kept beside the file until all is done: the same command goes on where one was stopped.
+    The metadata of the file hold JSON lists: `names` of the samples and `classes`, the names of the labels (with
+    several labels a list for each); and `data`, the data set. Files that cannot be decoded are left out. What is done
+    is kept beside the file until all is done: the same command goes on where one was stopped.
 
     Args:
         output: The file; null for `features.safetensors` in the folder of the run.
