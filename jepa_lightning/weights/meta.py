@@ -145,7 +145,7 @@ class Meta(Weights):
         """See Weights.
 
         Raises:
-            CheckpointError: If the file is of another method, or has no training to go on with.
+            CheckpointError: If the file is of another method, or has no training to resume.
         """
         states = self.states()
         for name in NETWORKS:
