@@ -144,11 +144,11 @@ def load_encoder(
     Args:
         path: A ``.ckpt`` that `jepa fit` wrote, a file in Meta's format, a folder in Hugging Face's format (or its name
             on the hub, `facebook/vjepa2-vitl-fpc64-256`), a file of timm's ``vit_*_ijepa``, or one of `jepa export`.
-        branch: ``target`` is the EMA encoder, which the papers evaluate; ``context`` the one that was trained. Where
-            there is only one of them that one is given, and it is said.
+        branch: ``target`` is the EMA encoder, which the papers evaluate; ``context`` the one that was trained. A
+            file with one encoder gives that one, and a message says so.
         trust: Packages whose classes the checkpoint may name, beside this one.
         allow_non_finite: Accept weights that are infinite or not a number.
-        **hints: What no tensor shows and the format does not say: num_heads, img_size, num_frames.
+        **hints: Sizes that neither tensors nor format show: num_heads, img_size, num_frames.
 
     Raises:
         FileNotFoundError: No such file.
@@ -192,7 +192,7 @@ def load_meta(
         predictor_num_heads: Attention heads of the predictor, if not those of the encoder (V-JEPA 2: 12, V-JEPA 2-AC:
             16).
         num_frames: Frames of the training clips; read off the position table if None, 16 for V-JEPA 2 and 2.1.
-        rotary: Whether the networks have rotary positions; None to tell from the tensors.
+        rotary: Whether the networks have rotary positions; None to read it off the tensors.
         **overrides: Other constructor arguments of the method (lr, weight_decay, momentum, betas, ipe_scale, compile,
             loss_exp, share_mask_token, context_weight; for V-JEPA 2-AC also auto_steps, and use_extrinsics of its
             predictor). The schedules default to the published ones.

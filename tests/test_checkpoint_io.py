@@ -65,5 +65,5 @@ def test_a_folder_of_tensors_has_no_training_to_go_on_with(image_source: Any, tm
 
     FORMATS["timm"].write(image_source(), tmp_path)
     io = WeightsIO(trained(torch.nn.Linear(1, 1)), weights.open(tmp_path))
-    with pytest.raises(ValueError, match=r"file in timm's format\) has no training to go on with: .*--init_from"):
+    with pytest.raises(ValueError, match=r"file in timm's format\) has no training to resume: .*--init_from"):
         io.load_checkpoint(tmp_path)

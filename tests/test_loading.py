@@ -153,7 +153,7 @@ def test_what_has_no_encoder_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"folder.ckpt is a folder, not a checkpoint: give a file in it"):
         jl.load_encoder(tmp_path / "folder.ckpt")
     torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other.pt is no checkpoint that is known here; it holds weights"):
+    with pytest.raises(ValueError, match=r"other.pt is a checkpoint of no known format; it holds weights"):
         jl.load_encoder(tmp_path / "other.pt")
     torch.save({"state_dict": {}}, tmp_path / "plain.ckpt")
     with pytest.raises(ValueError, match=r"plain.ckpt holds no configuration"):

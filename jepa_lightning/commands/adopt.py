@@ -16,18 +16,18 @@ from jepa_lightning.weights.ours import Own
 
 
 def adopt(config: Any, opened: Weights, fitting: bool) -> None:
-    """Check that a checkpoint can be used as it is asked for, and make the configuration fit one of another format.
+    """Check that a checkpoint fits the command, and adapt the configuration to one of another format.
 
-    To go on with a training, the model of the configuration stays. For everything else the model becomes the encoder of
-    a file of another format, so that only data and observers are taken from the configuration.
+    To resume a training, the model of the configuration is kept. Otherwise the model becomes the encoder of a file of
+    another format, and only data and callbacks are taken from the configuration.
 
     Args:
         config: The section of the subcommand; changed in place.
         opened: The checkpoint.
-        fitting: Whether training is to go on.
+        fitting: Whether a training is resumed.
 
     Raises:
-        CheckpointError: If the checkpoint is damaged, has no training to go on with, or does not go with the model.
+        CheckpointError: If the checkpoint is damaged, has no training to resume, or does not fit the model.
     """
     if isinstance(opened, Own):
         opened.check_whole(fitting)
@@ -40,7 +40,7 @@ def adopt(config: Any, opened: Weights, fitting: bool) -> None:
     if fitting:
         if not isinstance(opened, Meta):
             raise CheckpointError(
-                f"--ckpt_path {opened.path} ({opened.format}) has no training to go on with: start a new one from it "
+                f"--ckpt_path {opened.path} ({opened.format}) has no training to resume: start a new one from it "
                 "with --init_from"
             )
         check_resumable(opened)

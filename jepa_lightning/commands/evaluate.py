@@ -34,14 +34,14 @@ Encode = Callable[[Tensor], Tensor]
 
 @dataclass
 class Evaluation:
-    """What is evaluated, and on what.
+    """Options of the evaluation.
 
     Args:
-        ckpt_path: A checkpoint of any layout; several are taken for seeds of one recipe. last.ckpt finds the newest.
-        split: Which split is reported: ``val``, or ``test``, which nothing was chosen on.
+        ckpt_path: A checkpoint of any format, or several, one for each seed; last.ckpt finds the newest.
+        split: Which split is reported: ``val``, or ``test``, on which nothing was chosen.
         branch: Which of the encoders: ``target`` (EMA, as the papers) or ``context``.
-        overrides: What a checkpoint does not say of its encoder: num_heads, img_size, num_frames.
-        blocks: Of how many of the last blocks the average-pooled tokens are put side by side (I-JEPA: 1 or 4).
+        overrides: Sizes of the encoder that the checkpoint does not say: num_heads, img_size, num_frames.
+        blocks: Number of last blocks whose average-pooled tokens are concatenated (I-JEPA: 1 or 4).
         baselines: Also evaluate the encoder as it was before training, and raw pixels.
         max_train: At most that many training samples; null for all.
         device: Where to compute; null for the accelerator if there is one.
@@ -94,8 +94,8 @@ def evaluate(chosen: Evaluation, opened: Sequence[Weights], data: JEPADataModule
     Args:
         chosen: What is evaluated.
         opened: The checkpoints.
-        data: On what.
-        protocols: How.
+        data: The data.
+        protocols: The readouts.
 
     Raises:
         FileNotFoundError: If the data lack the split that is to be reported.
@@ -105,7 +105,7 @@ def evaluate(chosen: Evaluation, opened: Sequence[Weights], data: JEPADataModule
     reader = Reader(chosen, data)
     for number, (path, found) in enumerate(zip(chosen.ckpt_path, opened, strict=True)):
         encoder = found.networks(chosen.branch, hints=chosen.overrides).encoder
-        reader.attend(encoder)
+        reader.attach(encoder)
         kinds: dict[str, Encoder | None] = {"trained": encoder}
         if chosen.baselines:
             kinds = {"random initialisation": found.untrained(encoder), **kinds}
@@ -126,7 +126,7 @@ class Reader:
 
     Args:
         chosen: What is evaluated.
-        data: On what.
+        data: The data.
     """
 
     def __init__(self, chosen: Evaluation, data: JEPADataModule) -> None:
@@ -135,8 +135,8 @@ class Reader:
         self.chosen_on_val = chosen.split == "test"
         self._ready = False
 
-    def attend(self, encoder: Encoder) -> None:
-        """Make the inputs as this encoder wants them."""
+    def attach(self, encoder: Encoder) -> None:
+        """Set up the data for the input size and preprocessing of an encoder."""
         self.data.attach(encoder)
         if not self._ready:
             self.data.prepare_data()
@@ -153,7 +153,7 @@ class Reader:
             )
 
     def splits(self, encode: Encode, title: str) -> Splits:
-        """Features of one encoder: of the training split and of those that are chosen on and reported.
+        """Features of one encoder on the training split, on held-out samples and on the reported split.
 
         Raises:
             FileNotFoundError: If there is no such split.
@@ -191,7 +191,7 @@ def _encoding(encoder: Encoder | None, blocks: int) -> Encode:
     return lambda inputs: pooled(encoder.to(inputs.device), inputs, kind)[0].unsqueeze(1)
 
 
-# ---------------------------------------------------------------------- what was asked for, and how it was done
+# ---------------------------------------------------------------------- options and report
 
 
 def _named(arguments: Sequence[str]) -> dict[str, Any] | None:

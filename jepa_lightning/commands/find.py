@@ -1,4 +1,4 @@
-"""Finds what a person names on the command line: shipped configurations and checkpoints of earlier runs."""
+"""Finds the configurations and checkpoints that a command line names."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def with_shipped_configs(arguments: Sequence[str]) -> list[str]:
 
 
 def option_values(arguments: Sequence[str], option: str) -> list[str]:
-    """What stands behind an option, before anything parses it; several values may follow it."""
+    """The values of an option in arguments that are not parsed yet; several may follow it."""
     found: list[str] = []
     taking = False
     for argument in arguments:
@@ -84,9 +84,9 @@ def find_checkpoint(
     The name of a folder on Hugging Face's hub, and what Lightning itself understands, is returned as it is.
 
     Args:
-        name: What the person wrote.
+        name: The value of the option.
         root: Folder of the runs; None for ``runs``.
-        option: For which option, to tell what was found.
+        option: Name of the option, for messages.
         wanted: Whether the model section of a run's configuration is of the right kind; runs without one are not asked.
 
     Raises:

@@ -46,7 +46,7 @@ def report(opened: Weights, name: str) -> str:
 
     Args:
         opened: The checkpoint.
-        name: What the person calls it.
+        name: The name that was given on the command line.
     """
     encoder, heads = outline(opened)
     states = {name: state for name, state in opened.states().items() if opened.two_encoders or name != "target_encoder"}
@@ -141,7 +141,7 @@ def _training(opened: Weights) -> dict[str, str]:
         trained = f"{_plural(done.epoch, 'epoch')}" if done.epoch is not None else "an unknown number of epochs"
         if done.resumable:
             return {"trained": f"{trained}, {_plural(done.step or 0, 'step')}; the optimizer is there"}
-        return {"trained": f"{trained}; no optimizer to go on with"}
+        return {"trained": f"{trained}; no optimizer to resume with"}
     of = opened.config["trainer"].get("max_epochs")
     lines = {"trained": f"step {done.step:,}, in epoch {(done.epoch or 0) + 1}" + (f" of {of}" if of else "")}
     batch = (data.get("init_args") or {}).get("batch_size")
@@ -149,7 +149,7 @@ def _training(opened: Weights) -> dict[str, str]:
 
 
 def _commands(opened: Weights, name: str, encoder: Encoder | None, heads: str) -> list[str]:
-    """What can be done with it."""
+    """Command lines that use it."""
     if isinstance(opened, MetaProbe):
         return [
             f"jepa validate --config attentive_probe.yaml --model.checkpoint ENCODER --ckpt_path {name}",

@@ -1,4 +1,4 @@
-"""Makes one line, the one that matters, of the many that jsonargparse prints."""
+"""Condenses the errors of jsonargparse to one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 
 class JepaParser(LightningArgumentParser):
-    """A parser whose errors end in the line that matters, and which knows `null` at any depth."""
+    """A parser whose errors end in one condensed line, and which accepts `null` at any depth."""
 
     def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
         """Parse; an option of an option comes from the parser around this one, which has written null as None."""
@@ -28,7 +28,7 @@ class JepaParser(LightningArgumentParser):
         return super().parse_args(args, *rest, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print what jsonargparse says, then one line of ours."""
+        """Print the message of jsonargparse, then the condensed line."""
         if not self.exit_on_error:  # a parser inside another one: the outermost tells
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
@@ -38,7 +38,7 @@ class JepaParser(LightningArgumentParser):
 
 
 class RankZeroHandler(logging.StreamHandler[Any]):
-    """Prints what the package says, of several processes only once."""
+    """Prints log messages in the first process only."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print, if this is the first process."""
@@ -53,11 +53,11 @@ MEANT = (
     "The '.*dataloader' does not have many workers",
     "FSDP2-wrapped module .* returned a view tensor",  # which nothing changes in place
 )
-"""Warnings of Lightning that would worry a person for nothing."""
+"""Warnings of Lightning that mean no problem here."""
 
 
 def quieten() -> None:
-    """Let the package print what it says, and Lightning keep back what would worry a person for nothing."""
+    """Print the log messages of the package, and hide warnings of Lightning that mean no problem here."""
     ours = logging.getLogger("jepa_lightning")
     ours.setLevel(logging.INFO)
     if not any(isinstance(handler, RankZeroHandler) for handler in ours.handlers):
@@ -73,10 +73,7 @@ def _no_advertisement(record: logging.LogRecord) -> bool:
 
 
 def told(error: Exception) -> str:
-    """The last line about an error; before it the traceback, where the message alone may not be enough.
-
-    It is enough where one of our own checks raised it, perhaps while jsonargparse built an object.
-    """
+    """The last line about an error; prints the traceback before it unless one of our own checks raised the error."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     ours = Path(last.filename).is_relative_to(Path(__file__).parent.parent) or "Union subtypes" in str(error)
     if os.environ.get("JEPA_TRACEBACK") or not ours:
@@ -95,11 +92,11 @@ FACTORY = re.compile(r"^Type .* expects a function or a callable class: ")
 
 
 def condense(message: str, known: Iterable[str] = ()) -> str:
-    """Where the mistake is, what it is, and what may have been meant.
+    """One line with the option, the mistake, and a suggestion.
 
     Args:
-        message: What jsonargparse says.
-        known: All options there are, for suggestions.
+        message: The message of jsonargparse.
+        known: Names of all options, for suggestions.
     """
     lines = [FACTORY.sub("", line.strip().removeprefix("- ")) for line in message.splitlines()]
     keys, owner = [], ""

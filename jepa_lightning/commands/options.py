@@ -1,4 +1,4 @@
-"""Options that several commands share: what a file does not say, and what a checkpoint may do."""
+"""Options of several commands: hints, and what a checkpoint may do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ NON_FINITE = "accept weights that are infinite or not a number, to look at a run
 
 def add_hints(parser: argparse.ArgumentParser) -> None:
     """Add ``--num_heads``, ``--predictor_num_heads``, ``--img_size`` and ``--num_frames``."""
-    group = parser.add_argument_group("what no tensor of a foreign file shows, where the width is no published one")
+    group = parser.add_argument_group(
+        "sizes that the tensors of other formats do not show, if the width is no published one"
+    )
     group.add_argument("--num_heads", type=int, metavar="N", help="attention heads of the encoder")
     group.add_argument("--predictor_num_heads", type=int, metavar="N", help="attention heads of the predictor")
     group.add_argument("--img_size", type=int, nargs="+", metavar="PIXELS", help="side of the inputs, or height width")

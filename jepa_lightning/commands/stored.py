@@ -1,4 +1,4 @@
-"""What a checkpoint says wins until the user says otherwise; what differs is said aloud.
+"""Completes a command line with what its checkpoint says; options of the user win, differences are printed.
 
 `jepa fit|validate|test|predict` take arguments in this order: the configurations that were named, then what the
 checkpoint says of its networks and its data set, then the options on the command line.
@@ -6,7 +6,7 @@ checkpoint says of its networks and its data set, then the options on the comman
 | | from the checkpoint | from ``--config`` | from options |
 |---|---|---|---|
 | networks (sizes, blocks, positions), seed | always | - | ``--model...``, ``--seed_everything`` |
-| data set, mean and standard deviation | unless options name another | if the checkpoint is silent | ``--data...`` |
+| data set, mean and standard deviation | unless options name another | if the checkpoint has none | ``--data...`` |
 | learning rates, masks, augmentation, batch size, trainer | without ``--config`` | with ``--config`` | all |
 | logger, callbacks, folders | never | with ``--config`` | all |
 """
@@ -35,7 +35,7 @@ NETWORKS = ("encoder", "predictor", "projector")
 DATA_SET = ("source", "root", "normalization")
 """Arguments of data modules that say which pictures there are, and how an encoder wants them."""
 UNIMPORTANT = ("num_workers", "cache", "download", "pretrained", "checkpoint", "class_path")
-"""Options that change nothing in what is computed, or are set otherwise on purpose."""
+"""Options that do not change the results, or are reset on purpose."""
 Section = dict[str, Any]
 
 
@@ -89,7 +89,7 @@ def with_checkpoint(arguments: Sequence[str]) -> Call:
 
 
 def data_section(config: Section | None, opened: Weights, arguments: Sequence[str]) -> Section | None:
-    """The ``data`` section for an evaluation of a checkpoint; None where only options say it.
+    """The ``data`` section for the evaluation of a checkpoint; None if only options give one.
 
     Args:
         config: A configuration that was named, if one was.
@@ -114,7 +114,7 @@ def data_section(config: Section | None, opened: Weights, arguments: Sequence[st
     return None
 
 
-# ---------------------------------------------------------------------- going on with a checkpoint, or evaluating it
+# ---------------------------------------------------------------------- resuming or evaluating a checkpoint
 
 
 def _resumed(given: list[str], path: str, config: Section, stored: Section, opened: Weights | None) -> Call:
@@ -191,7 +191,7 @@ def _say_sizes(path: str, named: Section, mine: Section) -> None:
 
 
 def changes(stored: Section, chosen: Section) -> list[str]:
-    """What a configuration has otherwise than the training that wrote a checkpoint: ``data.batch_size 64 (was 16)``.
+    """Options in which a configuration differs from that of a checkpoint: ``data.batch_size 64 (was 16)``.
 
     Args:
         stored: Sections of the checkpoint.
@@ -314,7 +314,7 @@ def _strings(value: Any, key: str = "") -> Iterator[str]:
 
 
 def _merged(names: Sequence[str]) -> Section:
-    """The top-level sections of several configurations, the later ones before the earlier."""
+    """The top-level sections of several configurations; later ones win."""
     found: Section = {}
     for name in names:
         text = Path(name).read_text(encoding="utf-8") if _is_file(Path(name)) else name

@@ -1,4 +1,4 @@
-"""What was learned: features of a frozen encoder, what can be read off them, and the report."""
+"""Evaluation without gradients: features of a frozen encoder, readouts of them, and the report."""
 
 from jepa_lightning.evaluation.features import Features, extract
 from jepa_lightning.evaluation.knn import knn_top1

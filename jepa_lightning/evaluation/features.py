@@ -36,7 +36,7 @@ class Features(NamedTuple):
 
 
 def exact(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """In float64, in main memory where the device has none (Apple's)."""
+    """Convert to float64, on the CPU where the device has no float64 (Apple's)."""
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
@@ -72,7 +72,7 @@ def extract(
     device: torch.device,
     title: str,
 ) -> Features:
-    """Average-pooled tokens of every sample; each process brings its share and all get everything.
+    """Average-pooled tokens of every sample; each process encodes a part of the samples, all get the features of all.
 
     Args:
         encode: (B, C, ...) -> (B, N, D).

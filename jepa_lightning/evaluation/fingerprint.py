@@ -1,4 +1,4 @@
-"""Which network features are of."""
+"""A fingerprint of a network, to check that heads or features belong to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""95 % intervals: of one accuracy by its number of samples, of several by how they scatter."""
+"""95 % confidence intervals of one accuracy (Wilson) and of the mean of several (Student's t)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 
 class Interval(NamedTuple):
-    """A mean and where it may as well be.
+    """A mean and its 95 % interval.
 
     Attributes:
         mean: The mean, or the one value there is.
         low: Lower end of the interval.
         high: Upper end.
-        kind: How it was made, in words.
+        kind: Name of the method.
     """
 
     mean: float
@@ -23,23 +23,23 @@ class Interval(NamedTuple):
     kind: str
 
 
-def wilson(share: float, samples: int, z: float = 1.959963984540054) -> Interval:
-    """Of a share of ``samples`` that are independent (Wilson 1927): it stays in [0, 1] and is right near its ends.
+def wilson(fraction: float, samples: int, z: float = 1.959963984540054) -> Interval:
+    """Interval of a fraction of independent samples (Wilson 1927); it stays in [0, 1] and is valid near its ends.
 
     Raises:
         ValueError: If there is no sample.
     """
     if samples < 1:
         raise ValueError(f"an interval needs at least one sample, got {samples}")
-    centre = (share + z * z / (2 * samples)) / (1 + z * z / samples)
-    half = z / (1 + z * z / samples) * math.sqrt(share * (1 - share) / samples + z * z / (4 * samples * samples))
+    centre = (fraction + z * z / (2 * samples)) / (1 + z * z / samples)
+    half = z / (1 + z * z / samples) * math.sqrt(fraction * (1 - fraction) / samples + z * z / (4 * samples * samples))
     # Rounding must not leave the value itself outside.
-    low, high = max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
-    return Interval(share, low, high, "Wilson")
+    low, high = max(0.0, min(fraction, centre - half)), min(1.0, max(fraction, centre + half))
+    return Interval(fraction, low, high, "Wilson")
 
 
 def student(values: Sequence[float], level: float = 0.95) -> Interval:
-    """Of the mean of ``values`` that are independent draws from a normal distribution (Student 1908).
+    """Interval of the mean of values that are independent draws from a normal distribution (Student 1908).
 
     Raises:
         ValueError: If there are fewer than two.
@@ -55,7 +55,7 @@ def student(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def interval(values: Sequence[float], samples: int) -> Interval:
-    """Of the accuracies of one or several runs, each on ``samples`` samples."""
+    """Interval of the accuracy of one run or of the mean of several, each on ``samples`` samples."""
     if len(values) > 1:
         return student(values)
     return wilson(values[0], samples)

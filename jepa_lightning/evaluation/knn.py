@@ -18,15 +18,15 @@ DECIMALS = 10
 
 
 class Neighbours:
-    """The nearest samples of a training split to each of some others, from the nearest on.
+    """The nearest samples of a training split to each query, nearest first.
 
-    Equally near samples stand in the order of the training split; of classes with equal votes the first one wins, as in
+    Equally near samples are in the order of the training split; of classes with equal votes the first one wins, as in
     scikit-learn. Everything is computed in float64.
 
     Args:
         train: The training split, every sample with a label.
-        x: The others, (N, D).
-        most: How many neighbours are kept; fewer if the split is smaller.
+        x: The queries, (N, D).
+        most: Number of neighbours that are kept; fewer if the split is smaller.
     """
 
     def __init__(self, train: Features, x: Float[Tensor, "samples dim"], most: int) -> None:

@@ -13,21 +13,21 @@ from torch import Tensor
 
 from jepa_lightning.evaluation.features import Features, accuracy, exact
 
-SAMPLES, SAMPLES_PER_NUMBER = 4096, 8
-"""Of which the Hessian's blocks are taken: so many, or so many for each number of a sample if these are more."""
+SAMPLES, SAMPLES_PER_FEATURE = 4096, 8
+"""The blocks of the Hessian are estimated on this many samples, or this many for each feature if that is more."""
 LARGEST_BLOCKS = 50_000_000
-"""Numbers in all blocks together (200 MB); of more, only the diagonal is used."""
+"""Largest number of entries in all blocks (200 MB); above it only the diagonal is used."""
 
 
 class LinearClassifier(NamedTuple):
     """A linear layer on features that are standardised with the statistics of training.
 
     Attributes:
-        weight: One row for each class that training has, (C, D).
-        bias: One number for each of them.
-        labels: Which classes these are, ascending.
-        mean: Of each feature.
-        std: Of each feature.
+        weight: One row for each class of the training split, (C, D).
+        bias: One number for each class.
+        labels: Indices of these classes, ascending.
+        mean: Mean of each feature.
+        std: Standard deviation of each feature.
     """
 
     weight: Float[Tensor, "classes dim"]
@@ -56,9 +56,9 @@ def logistic_path(
 
     Args:
         train: Features with labels.
-        weight_decays: Above 0, or the optimum may be infinitely far.
-        iterations: Most Newton steps for each.
-        tolerance: It ends when no element of the gradient is larger.
+        weight_decays: Each above 0; with 0 the optimum may be at infinity.
+        iterations: Largest number of Newton steps for each.
+        tolerance: Stop when no element of the gradient is larger.
 
     Raises:
         ValueError: If a weight decay is not above 0.
@@ -79,7 +79,7 @@ def logistic_path(
         if slope > 1000 * tolerance:
             rank_zero_warn(
                 f"logistic regression with weight decay {value:g} stopped before its optimum (largest gradient "
-                f"{slope:.1e}): its accuracy is a little uncertain; leave out the smallest weight decays"
+                f"{slope:.1e}): its accuracy is not exact: leave out the smallest weight decays"
             )
         bias = weight[:, -1] - weight[:, -1].mean()  # only differences matter
         found[value] = LinearClassifier(weight[:, :-1] @ components.T, bias, labels, mean, std)
@@ -174,12 +174,12 @@ def _scaling(z: Tensor, squares: Tensor, p: Tensor, decay: Tensor, blocks: bool)
 def _price(z: Float[Tensor, "samples numbers"]) -> float:
     """What new blocks cost, in conjugate gradients: once these have cost as much, blocks are worth it."""
     samples, numbers = z.shape
-    return (min(samples, max(SAMPLES, SAMPLES_PER_NUMBER * numbers)) * numbers + numbers**2 / 3) / (4 * samples)
+    return (min(samples, max(SAMPLES, SAMPLES_PER_FEATURE * numbers)) * numbers + numbers**2 / 3) / (4 * samples)
 
 
 def _blocks(z: Tensor, spread: Tensor, decay: Tensor) -> Float[Tensor, "classes numbers numbers"]:
     """The block of each class, scaled so that its diagonal is about one."""
-    if (count := max(SAMPLES, SAMPLES_PER_NUMBER * z.shape[1])) < len(z):
+    if (count := max(SAMPLES, SAMPLES_PER_FEATURE * z.shape[1])) < len(z):
         often = spread.sum(dim=1)
         often = often + 0.05 * often.mean() + 1e-12
         sums = often.double().cumsum(dim=0)

@@ -17,19 +17,21 @@ def shots(y: Int[Tensor, " samples"], count: int, seed: int) -> Int[Tensor, " ch
     """
     least, fewest = min((int((y == label).sum()), int(label)) for label in y.unique())
     if least < count:
-        raise ValueError(f"{count} labels a class are wanted, class {fewest} has {least} in this part of the training")
+        raise ValueError(
+            f"class {fewest} has {least} labels in this part of the training split, {count} are needed: give less"
+        )
     return _draw(y, {int(label): count for label in y.unique()}, seed)
 
 
-def fraction(y: Int[Tensor, " samples"], share: float, seed: int) -> Int[Tensor, " chosen"]:
-    """Positions of this share of the samples of each class, at least one, ascending.
+def fraction(y: Int[Tensor, " samples"], part: float, seed: int) -> Int[Tensor, " chosen"]:
+    """Positions of this fraction of the samples of each class, at least one, ascending.
 
     Raises:
-        ValueError: If the share is not from 0 to 1.
+        ValueError: If the fraction is not above 0 and at most 1.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"a share of the labels must be above 0 and at most 1, got {share}")
-    return _draw(y, {int(label): max(1, round(share * int((y == label).sum()))) for label in y.unique()}, seed)
+    if not 0 < part <= 1:
+        raise ValueError(f"fractions of the labels must be above 0 and at most 1, got {part}")
+    return _draw(y, {int(label): max(1, round(part * int((y == label).sum()))) for label in y.unique()}, seed)
 
 
 def _draw(y: Int[Tensor, " samples"], counts: dict[int, int], seed: int) -> Int[Tensor, " chosen"]:

@@ -1,9 +1,9 @@
-"""What is read off frozen features, and how its few numbers are chosen without a look at the split that is reported.
+"""Readouts of frozen features; their hyperparameters are chosen without the split that is reported.
 
 Nearest neighbours and logistic regression learn from the whole training split, the latter also from few of its labels.
-What has several values (k, temperature, weight decay) is chosen by its accuracy on samples that are neither learned
-from nor reported on: where the validation split is reported, on a tenth of the training split, and then fitted again on
-all of it; where the test split is reported, on the validation split. With one value nothing is chosen.
+A hyperparameter with several values (k, temperature, weight decay) is chosen by the accuracy on held-out samples. If
+the validation split is reported, these are a tenth of the training split, and the classifier is then fitted again on
+all of it. If the test split is reported, they are the validation split. With one value nothing is chosen.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ HELD_BACK = 0.1
 
 
 class Splits(NamedTuple):
-    """Features by what they are for; no sample stands in two of ``fit``, ``choose`` and ``report``.
+    """Features of the splits by their use; no sample is in two of ``fit``, ``choose`` and ``report``.
 
     Attributes:
-        train: What the reported classifiers learn from.
-        fit: What the classifiers learn from that are compared on ``choose``.
-        choose: Where they are compared.
-        report: Where accuracy is reported.
+        train: The reported classifiers are fitted on these.
+        fit: The classifiers of model selection are fitted on these.
+        choose: Held out for model selection.
+        report: Accuracy is reported on these.
         data: Name of the data set.
         name: Which split is reported: ``val`` or ``test``.
     """
@@ -59,7 +59,7 @@ class Splits(NamedTuple):
 
 
 def split_features(train: Features, report: Features, choose: Features | None = None, seed: int = 0) -> Splits:
-    """Parts for choosing: ``choose`` if there is one, otherwise a tenth of ``train`` by ``seed``."""
+    """Split features by their use; without ``choose`` a tenth of ``train``, drawn by ``seed``, is held out."""
     if choose is not None:
         return Splits(train, train, choose, report)
     order = torch.randperm(len(train.x), generator=seeded("held back", seed)).to(train.x.device)
@@ -71,15 +71,15 @@ def split_features(train: Features, report: Features, choose: Features | None = 
 
 @dataclass(frozen=True)
 class Protocols:
-    """What is fitted, over which grids.
+    """The readouts and the grids of their hyperparameters.
 
     Args:
         k: Numbers of neighbours that vote; empty for no nearest neighbours.
         temperature: Neighbours vote with exp(similarity / temperature); .inf for one vote each.
         weight_decay: Weight decays of logistic regression on standardised features (1 / (N C) of scikit-learn's C).
         shots: Labels of each class in the low-shot protocols.
-        fractions: Fractions of all labels, likewise.
-        seeds: Draws of few labels.
+        fractions: Fractions of all labels in the low-shot protocols.
+        seeds: Number of draws of few labels.
     """
 
     k: Sequence[int] = (1, 5, 10, 20, 50, 100, 200)
@@ -101,7 +101,7 @@ class Protocols:
         Args:
             splits: The features.
             encoder: Name of the encoder.
-            label_names: What the labels are, if a sample has several.
+            label_names: Names of the labels, if a sample has several.
         """
         tasks = {name: splits.labelled(number) for number, name in enumerate(label_names)}
         found = []
@@ -168,7 +168,7 @@ class Protocols:
 
     def _low_shots(self) -> dict[str, Callable[[Splits], Outcome]]:
         few = {f"{n} label{'s' * (n > 1)} a class": partial(shots, count=n) for n in self.shots}
-        some = {f"{100 * share:g} % of the labels": partial(fraction, share=share) for share in self.fractions}
+        some = {f"{100 * part:g} % of the labels": partial(fraction, part=part) for part in self.fractions}
         return {name: partial(self._low_shot, draw=draw) for name, draw in {**few, **some}.items()}
 
     def _low_shot(self, splits: Splits, draw: Callable[..., Tensor]) -> Outcome:

@@ -1,4 +1,4 @@
-"""Where a figure comes from: commit, versions, machine."""
+"""Provenance of results: commit, versions, hardware."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def commit() -> str:
 
 
 def hardware(device: torch.device | None = None) -> str:
-    """What computed it, in words: accelerator, if ``device`` is one, processor and cores."""
+    """Names of the accelerator, if ``device`` is one, and of the processor, with its cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found = f"{cores} cores of {_processor()}"
     if device is not None and device.type == "cuda":
@@ -36,7 +36,7 @@ def hardware(device: torch.device | None = None) -> str:
 
 
 def software() -> str:
-    """Versions of what computes."""
+    """Versions of this package, PyTorch and Python."""
     return f"jepa-lightning {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
 
 

@@ -1,4 +1,4 @@
-"""`NAME.json` and `NAME.md`: every result with its interval, its settings, and where it comes from."""
+"""`NAME.json` and `NAME.md`: every result with its interval, its settings and its provenance."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from jepa_lightning.evaluation.results import RANKME, Result
 from jepa_lightning.evaluation.table import about_intervals, choices, heading, markdown, plain, settings, table
 
 SHOWN = 24
-"""Most heads that a terminal lists; of more, only those that were chosen."""
+"""Largest number of heads that the terminal lists; of more heads only the chosen ones."""
 
 
 class Report(NamedTuple):
-    """What an evaluation found; the one format that is printed and written.
+    """The results of an evaluation, to be printed and written.
 
     Attributes:
         title: What was evaluated, one line.
         results: Every result.
-        protocol: How they were made, a sentence each.
+        protocol: How the results were made, a sentence each.
         about: Commit, hardware, time and the like, by name.
         config: The configuration, YAML text.
-        heads: Results of all alternatives that some of ``results`` were chosen from.
+        heads: Results of all heads, of which ``results`` has the chosen ones.
         notes: What the reader should know, a sentence each.
         intervals: Whether the table in a terminal has 95 % intervals; those in files always have.
     """
@@ -41,7 +41,7 @@ class Report(NamedTuple):
     intervals: bool = True
 
     def text(self) -> str:
-        """What a terminal shows."""
+        """The tables for a terminal."""
         parts = [f"{heading(self.results)}\n{plain(table(self.results, self.intervals))}"]
         if self.heads:
             parts.append(plain(settings(self.heads if len(self.heads) <= SHOWN else self.results, self.results)))
@@ -71,7 +71,7 @@ class Report(NamedTuple):
         return paths
 
     def markdown(self) -> str:
-        """The page for people."""
+        """The page in Markdown."""
         parts = [f"# {self.title}", heading(self.results), "Top-1 in %, with 95 % intervals."]
         parts += [markdown(table(self.results), numbers=True), about_intervals(self.results), *self.notes]
         parts += ["## Protocol", "\n".join(f"- {sentence}" for sentence in self.protocol)]
@@ -96,7 +96,9 @@ def read(path: Path) -> Report:
         results, heads = ([_from_json(entry) for entry in content[name]] for name in ("results", "heads"))
         rest = {name: content[name] for name in ("title", "protocol", "about", "config", "notes")}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no report of jepa: {error!r}. Give a file that jepa evaluate wrote") from error
+        raise ValueError(
+            f"{path} is no report of jepa ({error!r}): give a JSON file that `jepa evaluate` wrote"
+        ) from error
     return Report(results=results, heads=heads, **rest)
 
 

@@ -1,4 +1,4 @@
-"""What was read off features: one number or several, of which encoder, on which data."""
+"""Results of readouts: accuracy or effective rank, of one encoder on one data set."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any, NamedTuple
 
 KNN, LOGISTIC, RANKME = "nearest neighbours", "logistic regression", "RankMe"
 LOGGED = {LOGISTIC: "linear_top1", KNN: "knn_top1", RANKME: "rankme"}
-"""Log names of the readouts that a probe of a running training has."""
+"""Log names of the readouts of the probe during training."""
 
 
 class Result(NamedTuple):
-    """What one readout found.
+    """The result of one readout.
 
     Attributes:
-        protocol: What was done, in words.
+        protocol: Name of the readout.
         label: Which of several labels; empty for the only one.
         encoder: Name of the encoder whose features were read.
-        values: Accuracy in [0, 1], one for each draw or run, or RankMe; none if it was not possible.
+        values: Accuracy in [0, 1], one for each draw or run, or RankMe; empty if the readout was not possible.
         samples: n, the number of samples that each value is measured on.
-        chosen: Settings, those that were chosen with the accuracy that decided; or why there is no value.
+        chosen: The settings, chosen ones with their accuracy in model selection; or why there is no value.
         data: Name of the data set.
         split: ``val`` or ``test``.
         fitted: Number of training samples that were learned from; None if that is not known, or nothing was learned.

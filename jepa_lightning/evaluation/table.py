@@ -9,9 +9,9 @@ from jepa_lightning.evaluation.intervals import interval
 from jepa_lightning.evaluation.results import KNN, LOGISTIC, RANKME, Result
 
 FIRST, LAST = ("raw pixels", "random initialisation"), ("trained",)
-"""Columns that stand at the ends wherever they occur."""
+"""Encoders whose columns come first and last."""
 COMPACT = {LOGISTIC: "linear probe", KNN: "k-NN"}
-"""Row titles of the readouts in a table without intervals."""
+"""Row titles of the readouts in tables without intervals."""
 SPLITS = {"val": "validation split", "test": "test split"}
 DECIDED, LEFT_OUT = "top1_where_chosen", "left_out"
 """Entries of ``chosen`` that are no settings."""
@@ -30,7 +30,7 @@ def heading(results: Sequence[Result]) -> str:
 
 
 def table(results: Sequence[Result], intervals: bool = True) -> Rows:
-    """One row for each readout and label, one column for each encoder; the head comes first.
+    """One row for each readout and label, one column for each encoder; the first row has the titles.
 
     Args:
         results: The results.
@@ -53,7 +53,7 @@ def settings(results: Sequence[Result], best: Sequence[Result] = ()) -> Rows:
 
     Args:
         results: Results of alternatives, for example of all heads of a probe.
-        best: Those of them that were chosen in validation.
+        best: The results of those that were chosen in validation.
     """
     rows: dict[tuple[Any, ...], dict[str, str]] = {}
     for result in results:
@@ -69,7 +69,7 @@ def settings(results: Sequence[Result], best: Sequence[Result] = ()) -> Rows:
 
 
 def choices(results: Sequence[Result]) -> Rows:
-    """What was chosen for each result and how accurate it was there; without a row if nothing was."""
+    """The chosen settings of each result and their accuracy in model selection; empty if nothing was chosen."""
     rows = []
     for result in results:
         if found := _settings(result):
@@ -80,7 +80,7 @@ def choices(results: Sequence[Result]) -> Rows:
 
 
 def about_intervals(results: Sequence[Result]) -> str:
-    """How the intervals were made, and why a value is missing."""
+    """Which intervals the table has, and why a value is missing."""
     sentences, measured = [], [result for result in results if result.protocol != RANKME]
     if samples := {result.samples for result in measured if len(result.values) == 1}:
         sentences.append(f"One run: Wilson's interval, for {_counts(samples)} samples.")

@@ -1,4 +1,4 @@
-"""What the page shows: every question that a person can ask, answered with a figure; small results are remembered."""
+"""The figures that the page shows; small results are cached."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from jepa_lightning.explore.subject import Bank, Expectation, Subject, perplexit
 from jepa_lightning.masking import MaskSampler
 
 BANK = 100
-"""Samples whose patches are looked through for the ones that are like a prediction."""
+"""Number of samples among whose patches those most similar to a prediction are searched."""
 PATIENCE = 1.0
-"""Seconds in which a question may have more of these encoded; what was not reached waits for the next question."""
+"""Seconds in which a request may encode more of these samples; the next request continues."""
 
 
 class Answers:
@@ -80,7 +80,7 @@ class Answers:
     # ------------------------------------------------------------------ predictions
 
     def surprise(self, number: int, hidden: list[int]) -> tuple[go.Figure, str]:
-        """Where the target encoder saw something else than was expected, and what that says."""
+        """A map of the differences between the predicted and the true features, and a summary in words."""
         item = self.items[number]
         grid = self.subject.grid(item.pixels)
         found = self._expected(number, hidden)
@@ -90,7 +90,7 @@ class Answers:
         return figures.figure("surprise: squared difference", picture, grid, values, 0.75), _says(found)
 
     def expect(self, number: int, hidden: list[int]) -> list[go.Figure]:
-        """The expectation and the truth as patches of other samples, which are encoded once, some at each question."""
+        """The predicted and the true features, shown as the most similar patches of other samples."""
         found, bank = self._expected(number, hidden), self.bank()
         source = f"{bank.count} samples" + (" so far" if bank.count < len(bank.inputs) else "")
         pixels = self.items[number].pixels
@@ -140,7 +140,7 @@ class Answers:
         return [token for token in targets if token >= 0]
 
     def bank(self) -> Bank:
-        """Patches of the first samples, of as many as there was time for until now."""
+        """Patches of the first samples, as many as are encoded so far."""
         with self._lock:
             if self._bank is None:
                 self._bank = Bank(self.subject, [item.pixels for item in self.items[: min(BANK, self.samples)]])

@@ -1,4 +1,4 @@
-"""What can be looked at: samples of a data set, and files that people drop in."""
+"""The images and clips that the page shows: samples of a data set, and files that are dropped in."""
 
 from __future__ import annotations
 

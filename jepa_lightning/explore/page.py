@@ -1,4 +1,4 @@
-"""The page: what stands on it and which answer goes where (Dash; nothing is loaded from a network)."""
+"""The page: layout and callbacks (Dash; nothing is loaded from a network)."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def page(answers: Answers, title: str, hosts: set[str] | None = None) -> Dash:
     """The application, to be run by a server.
 
     Args:
-        answers: What it asks.
-        title: What is looked at, in one line.
+        answers: Makes the figures.
+        title: One line about the checkpoint.
         hosts: Names under which it may be reached; None for any. A page of somebody else that is open in the same
             browser could otherwise read this one by way of a name that it makes point here.
     """
@@ -62,7 +62,7 @@ def _only_here(hosts: set[str]) -> None:
         abort(403)
 
 
-# ---------------------------------------------------------------------- what stands on it
+# ---------------------------------------------------------------------- layout
 
 
 def _controls(answers: Answers) -> html.Div:
@@ -109,7 +109,7 @@ def _look_tab() -> dcc.Tab:
 def _expect_tab() -> dcc.Tab:
     text = (
         "Hide patches: the predictor says from the others what features it expects there. Surprise: how far these are "
-        "from what the target encoder sees; features are shown as the patches of other samples that have the like."
+        "from what the target encoder sees; features are shown as those patches of other samples that are most similar."
     )
     buttons = [html.Button("sample a mask", id="sample"), html.Button("show everything", id="clear")]
     return dcc.Tab(
@@ -140,7 +140,7 @@ def _map_tab() -> dcc.Tab:
     )
 
 
-# ---------------------------------------------------------------------- which answer goes where
+# ---------------------------------------------------------------------- callbacks
 
 
 def _said(ask: Callable[[], Result]) -> tuple[Result | None, str]:

@@ -1,4 +1,4 @@
-"""The model card of an export: what it is, how to feed it, how it was made and checked."""
+"""The model card of an export: networks, use, preprocessing, training, parity and licence."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def write_card(source: Source, form: Format, parity: Parity, folder: Path) -> No
 
     Args:
         source: What was exported.
-        form: To which format.
-        parity: What the comparison found.
-        folder: Where; it must be there.
+        form: The format.
+        parity: Result of the comparison.
+        folder: An existing folder.
     """
     processing = preprocessing(source)
     (folder / "preprocessing.json").write_text(json.dumps(processing, indent=2) + "\n")
@@ -49,7 +49,7 @@ def write_card(source: Source, form: Format, parity: Parity, folder: Path) -> No
 
 
 def preprocessing(source: Source) -> dict[str, Any]:
-    """What has to be done to an image or a frame, as data."""
+    """The preprocessing of an image or a frame, as data."""
     processing = source.networks.preprocessing
     clip = source.networks.encoder.num_frames > 1
     to: dict[str, Any] = {"until_it_covers": list(processing.covered), "proportions": "kept, sides rounded"}
@@ -70,7 +70,7 @@ def preprocessing(source: Source) -> dict[str, Any]:
 
 
 def _front(source: Source, form: Format) -> str:
-    """What Hugging Face's hub reads."""
+    """The metadata for Hugging Face's hub."""
     kind = "video" if source.networks.encoder.num_frames > 1 else "image"
     task = f"{kind}-classification" if source.networks.classifier else "image-feature-extraction"
     about: dict[str, Any] = {"tags": ["jepa", "self-supervised-learning", source.kind.lower().replace(" ", "-")]}

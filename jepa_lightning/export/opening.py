@@ -1,4 +1,4 @@
-"""What there is to export in a checkpoint of any format, attentive probes of ours included."""
+"""Opens a checkpoint of any format for export, attentive probes of ours included."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ OTHER: dict[Branch, Branch] = {"target": "context", "context": "target"}
 def open_source(
     weights: Weights, branch: Branch = "target", both: bool = False, task: str | None = None, hints: Hints | None = None
 ) -> Source:
-    """Read what there is to export; a predictor is read too, and left out later where it is not wanted.
+    """Read the networks to export; the predictor is read too, and may be left out later.
 
     Args:
         weights: A checkpoint.
         branch: Which of its encoders.
         both: Read the encoder of the other branch too.
         task: Which of its labels, for a probe with several.
-        hints: What no tensor shows.
+        hints: Sizes that no tensor shows.
 
     Raises:
         CheckpointError: Damaged, or a probe with several labels without a ``task``.

@@ -1,4 +1,4 @@
-"""Proves an export: the other library reloads it, and has to compute what our networks compute."""
+"""Checks an export: what the other library reloads must compute the same as our networks."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Comparison(NamedTuple):
 
 
 class Parity(NamedTuple):
-    """What an export was compared with, and how that ended.
+    """The comparisons of an export.
 
     Attributes:
-        library: Name and version of what reloaded it.
+        library: Name and version of the library that reloaded it.
         comparisons: All of them.
     """
 

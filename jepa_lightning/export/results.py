@@ -1,4 +1,4 @@
-"""What evaluations of a checkpoint found, for its model card."""
+"""Results of evaluations of a checkpoint, for its model card."""
 
 from __future__ import annotations
 

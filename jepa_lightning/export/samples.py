@@ -13,7 +13,7 @@ SEED = 0
 
 
 def samples(source: Source, batch: int = 2) -> dict[str, Tensor]:
-    """Batches for an encoder, by name; what is not RGB has no real images, only random numbers."""
+    """Batches for an encoder, by name; without RGB there are random numbers only."""
     shape = source.shape(batch)
     found = {"random": torch.randn(shape, generator=torch.Generator().manual_seed(SEED))}
     if shape[1] == 3:

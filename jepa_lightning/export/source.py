@@ -1,4 +1,4 @@
-"""What is exported: the networks of a checkpoint, all that is known about them, and what they compute."""
+"""The networks of a checkpoint for export, what is known about them, and the functions that they compute."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Source(NamedTuple):
     Attributes:
         path: Where it came from.
         networks: The encoder of the branch that was asked for; predictor and probe if they go out too.
-        licence: Under what the weights may be used.
+        licence: Licence of the weights.
         other: The encoder of the other branch, if the checkpoint has it.
         config: The configuration of the training, if the checkpoint is ours; empty otherwise.
-        progress: How far it was trained.
+        progress: Finished steps and epochs.
     """
 
     path: Path

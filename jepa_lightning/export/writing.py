@@ -28,7 +28,7 @@ def export(
     Args:
         source: What to write, from open_source.
         to: A key of FORMATS.
-        out: The folder, which is there in the end or as it was before.
+        out: The folder; if something fails, it is left as it was.
         with_predictor: Whether the predictor goes out too; None for where the format always has one.
         fixed_size: Write a graph for inputs of one size and length only; ``to`` must be a key of FIXED_SIZE.
         overwrite: Replace an export that is there.
@@ -37,9 +37,9 @@ def export(
         What the comparison found.
 
     Raises:
-        FileExistsError: If there is something, and it may not be replaced.
+        FileExistsError: If the folder exists and may not be replaced.
         ImportError: If the other library is not installed; the message says how to install it.
-        ValueError: If the format has no place for this model, or the other library computes something else.
+        ValueError: If the format cannot hold this model, or the other library computes something else.
     """
     out = Path(out).expanduser()
     check_free(out, overwrite)

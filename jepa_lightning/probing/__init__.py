@@ -1,4 +1,4 @@
-"""LightningModules that read an encoder which is there already: probes of a frozen one, and fine-tuning."""
+"""LightningModules on a pretrained encoder: probes of a frozen encoder, and fine-tuning."""
 
 from jepa_lightning.probing.attentive import AttentiveProbe
 from jepa_lightning.probing.finetune import FineTune

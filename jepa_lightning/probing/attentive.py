@@ -1,9 +1,9 @@
-"""The attentive probe: what can a small head with attention read off a frozen encoder?
+"""The attentive probe: a small head with attention on a frozen encoder.
 
 V-JEPA (arXiv 2404.08471, section 4.3) pools the tokens with one cross-attention layer, V-JEPA 2 (arXiv 2506.09985,
-section 4) puts three self-attention layers before it. Several heads, one for each learning rate and weight decay, learn
-side by side from one pass of the encoder; each has its own parameters, moments and gradient clipping, so that each
-learns what it would learn alone.
+section 4) puts three self-attention layers before it. Several heads, one for each learning rate and weight decay, are
+trained in parallel on one pass of the encoder; each has its own parameters, moments and gradient clipping, as if
+trained alone.
 
 | | official code | here |
 |---|---|---|
@@ -44,10 +44,10 @@ class AttentiveProbe(FrozenProbe):
         num_heads: Attention heads of a head.
         lr: Highest learning rates of the grid.
         weight_decay: Weight decays of the grid; there is one head for each pair.
-        lr_schedule: By what the learning rates are multiplied, step by step.
-        weight_decay_schedule: By what the weight decays are multiplied.
+        lr_schedule: Factor of the learning rates by optimizer step; null for a cosine to 0.
+        weight_decay_schedule: Factor of the weight decays by optimizer step; null for 1.
         attend_across_clips: Give a head the tokens of all clips of a video in one sequence.
-        overrides: What the checkpoint does not say of its encoder: num_heads, img_size, num_frames.
+        overrides: Sizes of the encoder that the checkpoint does not say: num_heads, img_size, num_frames.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What probes and fine-tuning share: heads that read classes off an encoder, and an accuracy that is exact."""
+"""Base class of probes and fine-tuning: classification heads on an encoder, and exact accuracy."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from jepa_lightning.models import Encoder
 from jepa_lightning.schedules import Schedule
 
 UNKNOWN = -1
-"""Which sample it is, where its data set does not tell."""
+"""Index of a sample whose data set gives none."""
 Tasks = list[tuple[str, int]]
 """Name and number of classes of each label."""
 
 
 class Group(NamedTuple):
-    """Parameters that are trained alike.
+    """Parameters with the same learning rate and weight decay.
 
     Attributes:
         parameters: The parameters.
@@ -156,7 +156,7 @@ class Classifier(Method):
 
     @abstractmethod
     def trained(self) -> list[Group]:
-        """Everything that is trained; the order of the groups is that of the optimizer's, also in checkpoints."""
+        """The trained parameters, in the order of the optimizer's groups, also in checkpoints."""
 
     @abstractmethod
     def schedules(self) -> dict[str, Schedule]:
@@ -179,7 +179,7 @@ class Classifier(Method):
     # ------------------------------------------------------------------ checkpoints
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What the outputs of a head mean, and where the encoder came from."""
+        """The classes of the outputs, and the file of the encoder."""
         return {"tasks": [list(task) for task in self.tasks], "checkpoint": self.checkpoint}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -196,7 +196,7 @@ class Classifier(Method):
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def accept(self, state_dict: Any) -> None:
-        """Refuse heads for other data, before any of them is taken over; build them if need be."""
+        """Refuse heads for other data before any is loaded; build the heads if there are none."""
         tasks = [(name, count) for name, count in state_dict["_extra_state"]["tasks"]]
         if not len(self.heads):  # without a trainer nothing else says how many classes there are
             self._build(tasks)

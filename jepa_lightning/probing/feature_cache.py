@@ -72,7 +72,7 @@ def features_of_splits(module: Any, encode: Callable[[Tensor], Tensor], on_disk:
         size = "x".join(str(side) for side in found[split].x.shape)
         where = f"in {folder}" if folder else "in main memory" + " of each process" * (world_size() > 1)
         rank_zero_info(
-            f"features of the {split} split: {size} numbers, {found[split].x.numel() * 4 / 2**20:,.1f} MiB {where}, "
+            f"features of the {split} split: {size} values, {found[split].x.numel() * 4 / 2**20:,.1f} MiB {where}, "
             f"{time.monotonic() - begun:.0f} s, once"
         )
     return found
@@ -81,7 +81,7 @@ def features_of_splits(module: Any, encode: Callable[[Tensor], Tensor], on_disk:
 def _cached(
     module: Any, encode: Callable[[Tensor], Tensor], loader: Any, split: str, folder: Path | None
 ) -> CachedFeatures:
-    """Encode this process's share; all get everything."""
+    """Encode this process's part of the samples; all get the features of all."""
     trainer, data = module.trainer, module.trainer.datamodule
     store = _Store(None if folder is None else folder / f"{split}.npy", trainer, len(loader.dataset))
     labels, index = [], []

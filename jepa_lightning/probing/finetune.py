@@ -1,4 +1,4 @@
-"""Fine-tuning: all of the encoder learns the labels, its first layers least.
+"""Fine-tuning of the whole encoder, with smaller learning rates in earlier layers.
 
 I-JEPA (arXiv 2301.08243, appendix A.2) fine-tunes as MAE does (He et al. 2021, arXiv 2111.06377, appendix A.2): AdamW,
 and a learning rate that falls by a factor from each layer to the one before it (Clark et al. 2020, arXiv 2003.10555).
@@ -40,11 +40,11 @@ class FineTune(Classifier):
         checkpoint: The pretrained model, in any format that ``load_encoder`` reads.
         lr: Learning rate of the head by optimizer step.
         branch: Which encoder it begins with: ``target`` (EMA, as the paper) or ``context``.
-        overrides: What the checkpoint does not say of its encoder: num_heads, img_size, num_frames.
+        overrides: Sizes of the encoder that the checkpoint does not say: num_heads, img_size, num_frames.
         weight_decay: Weight decay by optimizer step, of matrices; null for 0.05.
         layer_decay: Learning rate of a block over that of the next one; 1 for the same everywhere.
         drop_path: Rate of the last block; it grows linearly from 0 in the first.
-        label_smoothing: Share of the target that is spread over all classes.
+        label_smoothing: Fraction of the target that is spread over all classes.
         betas: The two decay rates of AdamW.
     """
 
@@ -126,7 +126,7 @@ class FineTune(Classifier):
         return {"lr": self.lr, "weight_decay": self.weight_decay}
 
     def scales(self) -> list[tuple[nn.Parameter, float]]:
-        """Each parameter, and by what its learning rate is multiplied.
+        """Each parameter with the factor of its learning rate.
 
         With L blocks, ``layer_decay`` to the power of L + 1 for what stands before the blocks, of L for the first
         block, and so on; 1 for the head and the final norm.

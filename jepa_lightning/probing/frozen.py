@@ -1,4 +1,4 @@
-"""Heads on an encoder that does not change: a grid of them learns side by side from one pass."""
+"""Heads on a frozen encoder: all heads of a grid are trained in parallel on one pass of the encoder."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ from jepa_lightning.schedules import Constant, Schedule, WarmupCosine
 class FrozenProbe(Classifier):
     """Heads on a frozen encoder, each with its own learning rate, weight decay, moments and gradient clipping.
 
-    So each learns what it would learn alone. A checkpoint holds the heads; the encoder stays in the file that it came
-    from.
+    Each head is trained as if it were alone. A checkpoint holds the heads, not the encoder.
 
     Args:
         checkpoint: Where the encoder comes from.
         encoder: The encoder, frozen.
         grid: Learning rate and weight decay of each head.
-        lr_schedule: By what the learning rates are multiplied, step by step.
-        weight_decay_schedule: By what the weight decays are multiplied.
+        lr_schedule: Factor of the learning rates by optimizer step.
+        weight_decay_schedule: Factor of the weight decays by optimizer step.
         optimizer: Makes the optimizer of groups of parameters; null for AdamW.
     """
 
@@ -71,7 +70,7 @@ class FrozenProbe(Classifier):
         return found
 
     def schedules(self) -> dict[str, Schedule]:
-        """What the learning rates and weight decays of the grid are multiplied by."""
+        """Factors of the learning rates and weight decays of the grid."""
         return {"lr_factor": self.lr_schedule, "weight_decay_factor": self.weight_decay_schedule}
 
     def configure_gradient_clipping(
@@ -94,7 +93,7 @@ class FrozenProbe(Classifier):
         return f"lr and weight_decay make {len(self.heads)}: give the lr and weight_decay"
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The heads; the frozen encoder stays in the file that it came from."""
+        """The heads, without the frozen encoder."""
         state = cast(dict[str, Any], super().state_dict(*args, **kwargs))
         return {name: tensor for name, tensor in state.items() if not self._is_frozen(name)}
 
@@ -103,7 +102,7 @@ class FrozenProbe(Classifier):
         return name.split(".")[0] in ("encoder", "untrained")
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What the outputs of a head mean, and of which encoder its inputs are."""
+        """The classes of the outputs, and the file and fingerprint of the encoder."""
         return {**super().get_extra_state(), "encoder": self._fingerprint}
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
@@ -116,7 +115,7 @@ class FrozenProbe(Classifier):
         return super().load_state_dict({**frozen, **state_dict}, strict=True, assign=assign)
 
     def accept(self, state_dict: Any) -> None:
-        """Refuse heads for another encoder or other data, before any of them is taken over; build them if need be."""
+        """Refuse heads for another encoder or other data before any is loaded; build the heads if there are none."""
         about = state_dict["_extra_state"]
         if about["encoder"] != self._fingerprint:
             raise ValueError(

@@ -2,8 +2,7 @@
 
 Average-pooled tokens of the last block, or of the last four side by side, are read by a linear layer, with or without a
 BatchNorm before it; the paper reports the best. Every pair of a learning rate and a weight decay has a head of its own,
-and all learn from one pass over the data, each what it would learn alone. Beside the trained encoder stand the same
-encoder before training and raw pixels.
+and all are trained in parallel on one pass over the data. Baselines: the same encoder before training, raw pixels.
 
 | | paper | here |
 |---|---|---|
@@ -44,10 +43,10 @@ class Part(NamedTuple):
     """Some of the features, which several heads read.
 
     Attributes:
-        encoder: Whose they are.
-        kind: What they are, in words.
-        start: Place of the first.
-        stop: Place after the last.
+        encoder: Name of the encoder.
+        kind: Name of the features.
+        start: Index of the first.
+        stop: Index after the last.
     """
 
     encoder: str
@@ -86,13 +85,13 @@ class LinearProbe(FrozenProbe):
     Args:
         checkpoint: The pretrained model, in any format that ``load_encoder`` reads.
         branch: Which of its encoders: ``target`` (EMA, as the paper) or ``context``.
-        overrides: What the checkpoint does not say of its encoder: num_heads, img_size, num_frames.
+        overrides: Sizes of the encoder that the checkpoint does not say: num_heads, img_size, num_frames.
         features: What is averaged; there are heads for each.
         batch_norm: Heads without a BatchNorm (false), with one (true), or both.
         lr: Highest learning rates of the grid.
         weight_decay: Weight decays of the grid; there is one head for each pair, of each kind.
         optimizer: Makes the optimizer; null for AdamW. LARS is in jepa_lightning.lars.
-        lr_schedule: By what the learning rates are multiplied, step by step; null for a cosine to 0.
+        lr_schedule: Factor of the learning rates by optimizer step; null for a cosine to 0.
         cache: Compute features of the clean splits once and learn from these, without augmentation, kept in main
             ``memory`` or on ``disk`` in the folder of the run; null to encode augmented images in every epoch.
         baselines: Also train heads on the encoder as it was before training, and on raw pixels.

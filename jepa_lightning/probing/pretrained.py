@@ -1,4 +1,4 @@
-"""An encoder that is there already: evaluated and used, not trained."""
+"""A pretrained encoder, which is evaluated and used, not trained."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class PretrainedEncoder(Method):
         return by_clip(lambda clips: self.encode(clips).mean(dim=1), batch.inputs).mean(dim=1)
 
     def setup(self, stage: str) -> None:
-        """Evaluation has no loss to compute: of those batches one is enough, the probes read the data themselves."""
+        """One batch is enough, because there is no loss; the probes read the data themselves."""
         self.trainer.limit_val_batches = self.trainer.limit_test_batches = 1
 
     def validation_step(self, batch: MaskedBatch, batch_idx: int) -> None:

@@ -46,24 +46,24 @@ __all__ = [
 ]
 
 FORMATS: tuple[type[Weights], ...] = (Own, MetaProbe, Safetensors, HuggingFace, Timm, Meta)
-"""In the order in which they are asked whether a file is theirs."""
+"""In the order in which ``claims`` is called."""
 
 _held: WeakValueDictionary[tuple[str, int, int], Weights] = WeakValueDictionary()
 
 
 def open(path: str | Path) -> Weights:
-    """Find out what a checkpoint is; no network is built yet.
+    """Read a checkpoint and find its format; no network is built yet.
 
-    A file that somebody still holds is not read again, as long as it has not changed.
+    A file whose Weights are still in use is not read again, unless it has changed.
 
     Args:
-        path: A file, a folder, or the name of a folder on Hugging Face's hub, downloaded if there is none here.
+        path: A file, a folder, or the name of a folder on Hugging Face's hub, downloaded if it is no folder here.
 
     Raises:
         FileNotFoundError: No such file, and nothing of that name on the hub.
-        Unreadable: Damaged, or a file that wants to run code.
-        UnknownFormat: In no format that is known here.
-        NotTrusted: If its description names classes of a package that the user did not name.
+        Unreadable: The file is damaged, or would run code.
+        UnknownFormat: The file is in no known format.
+        NotTrusted: The file names classes of a package that the user did not name.
     """
     place = Path(path).expanduser()
     about = place.stat() if place.is_file() else None
@@ -96,6 +96,6 @@ def _unknown(path: Path, content: dict[object, object], config: dict[str, object
         )
     names = ", ".join(sorted(str(name)[:40] for name in content)[:8])
     return (
-        f"{path} is no checkpoint that is known here; it holds {names or 'nothing'}. Known are files of `jepa fit`, of "
+        f"{path} is a checkpoint of no known format; it holds {names or 'nothing'}. Known are files of `jepa fit`, of "
         "Meta (encoder, target_encoder), of timm, and folders of Hugging Face with the config.json beside the tensors"
     )

@@ -1,4 +1,4 @@
-"""What a checkpoint of any format is once it was opened: its networks, its description, its training."""
+"""The interface of an opened checkpoint of any format: its networks, its description, its training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ META_2 = "Meta's weights of V-JEPA 2 are MIT"
 
 @dataclass(frozen=True)
 class Hints:
-    """What no tensor shows about the networks of a file, where its format does not say it.
+    """Sizes that neither the tensors nor the format of a file show.
 
     Args:
         num_heads: Attention heads of the encoder.
@@ -74,10 +74,10 @@ class Weights(ABC):
     """A checkpoint of one format; no network is built before it is asked for.
 
     Attributes:
-        format: What people call the format.
-        takes: Hints that files of this format need, because they do not say it themselves.
+        format: Name of the format in texts.
+        takes: Names of the hints that files of this format may need.
         two_encoders: Whether the format holds the context encoder and the target encoder.
-        file: The file, read.
+        file: The content of the file.
         path: The file or the folder.
     """
 
@@ -99,16 +99,16 @@ class Weights(ABC):
 
     @abstractmethod
     def states(self) -> States:
-        """All tensors; an encoder that stands for both is under both names."""
+        """All tensors; the only encoder of a file is under the names of both."""
 
     def networks(self, branch: Branch = "target", predictor: bool = False, hints: Hints | None = None) -> Networks:
-        """One encoder, frozen, and the predictor if that is wanted and there.
+        """One encoder, frozen, and the predictor if it is asked for and in the file.
 
         Args:
             branch: ``target`` is the EMA encoder, ``context`` the one that was trained; a format that has only one
                 gives that one and says so.
             predictor: Read the predictor too.
-            hints: What the file does not say.
+            hints: Sizes that the file does not say.
 
         Raises:
             TypeError: If a hint is given that the file says itself.
@@ -144,7 +144,7 @@ class Weights(ABC):
             f"{network}.{name}": tensor for network, state in self.states().items() for name, tensor in state.items()
         }
 
-    # ------------------------------------------------------------------ what is known about it
+    # ------------------------------------------------------------------ description
 
     @property
     def family(self) -> str:
@@ -163,26 +163,26 @@ class Weights(ABC):
 
     @property
     def licence(self) -> str:
-        """What is known about the use of the weights."""
+        """The licence of the weights, as far as it is known."""
         return f"{META_2 if self.family.startswith('V-JEPA 2') else META}. If these are others, say so here."
 
     @property
     def by_lightning(self) -> bool:
-        """Whether a trainer reads the file as it is."""
+        """Whether Lightning's trainer can read the file itself."""
         return False
 
     def resumed(self, module: Any, fitting: bool) -> dict[str, Any]:
         """The content of a Lightning checkpoint with the same weights.
 
         Args:
-            module: The method that takes them, set up.
-            fitting: Whether its training goes on; only the networks are needed otherwise.
+            module: The method that gets them, set up.
+            fitting: Whether its training is resumed; otherwise only the networks are needed.
 
         Raises:
-            CheckpointError: If the format has no training to go on with.
+            CheckpointError: If the format has no training to resume.
         """
         raise CheckpointError(
-            f"{self.path} ({self.format}) has no training to go on with: start a new one from it with --init_from"
+            f"{self.path} ({self.format}) has no training to resume: start a new one from it with --init_from"
         )
 
     def optimizer_state(self, module: Any) -> dict[str, Any] | None:

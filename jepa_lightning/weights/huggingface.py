@@ -65,7 +65,7 @@ class HuggingFace(OneEncoder):
             if kind == "vjepa2":
                 return _vjepa2(self.file, config, state, cast(Branch, metadata.get(BRANCH, "target")))
         raise UnknownFormat(
-            f"{self.path / 'config.json'}: model_type {kind!r} is no JEPA that is known here: ijepa, vjepa2"
+            f"{self.path / 'config.json'}: model_type {kind!r} is no JEPA that is supported: give ijepa or vjepa2"
         )
 
 
@@ -74,7 +74,7 @@ def _ijepa(file: File, config: dict[str, Any], state: dict[str, Tensor], branch:
     path = file.path
     head = sorted(name for name in state if name.startswith(("ijepa.", "classifier.")))
     if head:
-        raise DoesNotFit(f"{path} has {head[0]}: a classifier on I-JEPA; only an IJepaModel has a place here")
+        raise DoesNotFit(f"{path} has {head[0]}: a classifier on I-JEPA; give an IJepaModel")
     table = IJEPA_IN_MEMORY if any(name.startswith("layers.") for name in state) else IJEPA
     ours = _with_biases(to_ours(path, state, table), config)
     dim = config.get("hidden_size", 768)
@@ -169,9 +169,9 @@ def _patch(path: Path, config: dict[str, Any]) -> int:
     """Side of a patch; what no option of ours can express is refused here too."""
     height, width = size_of(config.get("patch_size", 16))
     if height != width:
-        raise DoesNotFit(f"{path}: patches of {height}x{width} pixels: only square ones have a place here")
+        raise DoesNotFit(f"{path}: patches of {height}x{width} pixels: give a model with square ones")
     if config.get("hidden_act", "gelu") != "gelu":
-        raise DoesNotFit(f"{path}: hidden_act {config['hidden_act']!r}: only gelu has a place here")
+        raise DoesNotFit(f"{path}: hidden_act {config['hidden_act']!r}: give a model with gelu")
     return height
 
 

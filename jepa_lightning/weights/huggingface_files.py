@@ -13,7 +13,7 @@ from jepa_lightning.weights.policy import Unreadable
 
 
 def tensors_of(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors, of one file or of several that an index names, and what stands in the header of the first."""
+    """All tensors, of one file or of several that an index names, and the text in the header of the first."""
     index = path / "model.safetensors.index.json"
     if (path / "model.safetensors").is_file():
         return read_safetensors(path / "model.safetensors")
@@ -28,7 +28,7 @@ def tensors_of(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     state: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
     for file in sorted(set(where.values())):
-        if Path(file).name != file:  # a file must not send us elsewhere
+        if Path(file).name != file:  # a file must not name a path outside of the folder
             raise Unreadable(f"{index} names {file}, which is not in this folder")
         found, about = read_safetensors(path / file)
         state, metadata = {**state, **found}, metadata or about
@@ -39,7 +39,7 @@ def tensors_of(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def preprocessing_of(path: Path, size: tuple[int, int]) -> Preprocessing:
-    """What the processor of the folder does; that of the papers where there is none."""
+    """The preprocessing that the processor of the folder describes; that of the papers without one."""
     files = [path / name for name in ("video_preprocessor_config.json", "preprocessor_config.json")]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
@@ -61,7 +61,7 @@ def preprocessing_of(path: Path, size: tuple[int, int]) -> Preprocessing:
 
 
 def size_of(size: Any) -> tuple[int, int]:
-    """Height and width, however a configuration puts it: one number, two, or by name."""
+    """Height and width of a size that is one number, two numbers, or a dict with both names."""
     if isinstance(size, dict):
         return (int(size["height"]), int(size["width"]))
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

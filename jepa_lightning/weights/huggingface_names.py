@@ -1,4 +1,4 @@
-"""What transformers calls the tensors of an IJepaModel, a VJEPA2Model and a VJEPA2ForVideoClassification."""
+"""Names of tensors in transformers: those of an IJepaModel, a VJEPA2Model and a VJEPA2ForVideoClassification."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ class Meta(Weights):
         """See Weights.
 
         Raises:
-            CheckpointError: If the file is of another method, or has no training to go on with.
+            CheckpointError: If the file is of another method, or has no training to resume.
         """
         states, found = self.states(), self.sources(not any(p.requires_grad for p in module.encoder.parameters()))
         for name in found.values():

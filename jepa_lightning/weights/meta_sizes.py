@@ -1,4 +1,4 @@
-"""What the tensors of Meta's checkpoints show about the networks that they belong to."""
+"""Sizes of networks, read off the tensors of Meta's checkpoints."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def encoder_arguments(path: Path, state: State, hints: Hints) -> dict[str, Any]:
 
     Args:
         path: Where they come from, for messages.
-        state: They, without prefixes.
-        hints: What is known otherwise; ``rotary`` was read off the tensors.
+        state: The tensors, without prefixes.
+        hints: Sizes that the tensors do not show; ``rotary`` must be set.
 
     Raises:
         DoesNotFit: If a tensor is missing that the sizes are read off.
@@ -133,7 +133,7 @@ def depth_of(state: State, blocks: str) -> int:
 
 
 def _options(what: str, of_export: str | None = None) -> str:
-    """How a person says it on the command line."""
+    """The options of the commands that give a hint."""
     return f"export, explore: --{of_export or what}; evaluate: --overrides.{what}; others: --model.overrides.{what}"
 
 

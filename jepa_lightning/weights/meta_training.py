@@ -1,11 +1,11 @@
-"""Goes on with a training of Meta's code: its optimizer, its epoch, its step.
+"""Resumes a training of Meta's code: optimizer, epoch and step.
 
 | in the file | here |
 |---|---|
-| moments of AdamW | taken over by the names of the parameters; the groups stand in the same order |
+| moments of AdamW | assigned by the names of the parameters; the groups are in the same order |
 | learning rate, weight decay, momentum | follow from the number of the step, as in the official code |
 | number of the step | the count in AdamW's state; the file itself holds only the epoch |
-| GradScaler | left: bfloat16 needs none |
+| GradScaler | not used: bfloat16 needs none |
 | order of the data, masks, random numbers | not in the file; they follow from our seed and the epoch |
 """
 
@@ -41,7 +41,7 @@ def resumed(weights: Weights, module: Any) -> dict[str, Any]:
         module: A JEPA that is set up for training.
 
     Raises:
-        CheckpointError: If there is no training in it to go on with.
+        CheckpointError: If there is no training in it to resume.
     """
     check_resumable(weights)
     done = weights.progress
@@ -56,7 +56,7 @@ def resumed(weights: Weights, module: Any) -> dict[str, Any]:
 
 
 def check_resumable(weights: Weights) -> None:
-    """Check that a training can go on.
+    """Check that a training can be resumed.
 
     Raises:
         CheckpointError: If there is no optimizer, or no finished epoch.
@@ -64,7 +64,7 @@ def check_resumable(weights: Weights) -> None:
     done = weights.progress
     if not done.resumable:
         raise CheckpointError(
-            f"{weights.path} has no training to go on with (finished epochs: {done.epoch}, optimizer steps: "
+            f"{weights.path} has no training to resume (finished epochs: {done.epoch}, optimizer steps: "
             f"{done.step}): start a new one from its networks with --init_from"
         )
 

@@ -1,4 +1,4 @@
-"""Tables of tensor names, read in both directions."""
+"""Key maps between our tensor names and those of other libraries, for both directions."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def without_prefix(path: Path, network: str, state: Mapping[str, Value], prefix:
 
 
 def _find(name: str, entries: list[tuple[str, Value]]) -> tuple[Value, str, str]:
-    """What belongs to the entry that a name begins with, the number of the block, the end of the name."""
+    """The value of the entry that a name begins with, the number of the block, and the end of the name."""
     for beginning, value in entries:
         match = re.fullmatch(re.escape(beginning).replace(r"\*", r"(?P<number>\d+)") + r"(?P<end>.*)", name)
         if match:

@@ -1,4 +1,4 @@
-"""What a checkpoint may do, as the user decides it, and the errors that say what is wrong with one."""
+"""What the user allows checkpoints, and the errors of checkpoints."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class CheckpointError(ValueError):
 
 
 class Unreadable(CheckpointError):
-    """Damaged, truncated, or a file that wants to run code."""
+    """A file that is damaged or truncated, or would run code."""
 
 
 class UnknownFormat(CheckpointError):
-    """A readable file in no format that is known here."""
+    """A readable file in no known format."""
 
 
 class NotTrusted(CheckpointError):
@@ -52,13 +52,13 @@ _policy: ContextVar[Policy] = ContextVar("policy", default=NOTHING)
 
 
 def policy() -> Policy:
-    """What is allowed at the moment."""
+    """The current policy."""
     return _policy.get()
 
 
 @contextmanager
 def trusting(*packages: str, allow_non_finite: bool = False) -> Iterator[None]:
-    """Let checkpoints name classes of these packages, in addition to those that are allowed already.
+    """Within this context, let checkpoints name classes of these packages too.
 
     Args:
         packages: Names of packages, without submodules.

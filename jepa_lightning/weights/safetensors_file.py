@@ -1,4 +1,4 @@
-"""One safetensors file with an encoder, and everything that is needed to build and to feed it.
+"""Our safetensors format: an encoder, its description and its preprocessing in one file.
 
 The tensors have the names of our modules; those of a predictor begin with ``predictor.``. The header holds, under the
 key ``jepa_lightning``, a JSON object:

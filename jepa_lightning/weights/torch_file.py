@@ -1,4 +1,4 @@
-"""Files of torch.save that nobody vouches for: nothing is executed, and no size that they claim is believed."""
+"""Reads untrusted files of torch.save: no code in them is executed, and claimed sizes are checked."""
 
 from __future__ import annotations
 

@@ -172,10 +172,10 @@ def test_what_cannot_be_done_with_a_checkpoint_is_said_in_one_line(
         command, *probing, f"--ckpt_path={meta}"
     )
     if command == "fit":
-        assert "model (folder in Hugging Face's format) has no training to go on with: start a new one" in failing(
+        assert "model (folder in Hugging Face's format) has no training to resume: start a new one" in failing(
             command, *options, f"--ckpt_path={folder}"
         )
-        assert "has no training to go on with (finished epochs: 3, optimizer steps: None): start a new" in failing(
+        assert "has no training to resume (finished epochs: 3, optimizer steps: None): start a new" in failing(
             command, *options, f"--ckpt_path={meta}"
         )
 

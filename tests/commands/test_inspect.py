@@ -81,7 +81,7 @@ def test_families_are_told_apart_and_what_is_not_in_the_file_is_said(
 ) -> None:
     text = shown(Path(__file__).parent.parent / "golden" / name / "checkpoint.pt")
     assert all(part in text for part in expected)
-    assert "trained 0 epochs; no optimizer to go on with" in text
+    assert "trained 0 epochs; no optimizer to resume with" in text
     assert "--model.overrides.num_heads N" in text
     assert ", num_heads=N)" in text
 

@@ -46,7 +46,7 @@ def test_every_prediction_is_scikit_learns(noisy_digits: tuple[Features, Feature
         assert 0.3 < (expected == held_out.y.numpy()).mean() < 0.995
 
 
-@pytest.mark.parametrize("changed", [{}, {"LARGEST_BLOCKS": 0}, {"SAMPLES": 1, "SAMPLES_PER_NUMBER": 2}])
+@pytest.mark.parametrize("changed", [{}, {"LARGEST_BLOCKS": 0}, {"SAMPLES": 1, "SAMPLES_PER_FEATURE": 2}])
 def test_where_blocks_come_from_does_not_change_the_optimum(
     noisy_digits: tuple[Features, Features], monkeypatch: pytest.MonkeyPatch, changed: dict[str, int]
 ) -> None:

@@ -45,7 +45,7 @@ def test_a_share_is_taken_of_each_class_and_no_class_is_lost() -> None:
 
 
 def test_too_many_and_too_few_are_refused() -> None:
-    with pytest.raises(ValueError, match="11 labels a class are wanted, class 4 has 10 in this part"):
+    with pytest.raises(ValueError, match="class 4 has 10 labels in this part of the training split, 11 are needed"):
         shots(Y, 11, 0)
     for share in (0.0, 1.5):
         with pytest.raises(ValueError, match=f"above 0 and at most 1, got {share}"):

@@ -160,10 +160,10 @@ def test_a_new_training_can_start_with_the_moments_of_the_old_one(train: Trained
         (lambda content: content["opt"]["param_groups"].pop(), r"its optimizer has \d+ parameters, its encoder and"),
         (
             lambda content: content["opt"].update(state={}),
-            "has no training to go on with .finished epochs: 2, opt.* steps: None",
+            "has no training to resume .finished epochs: 2, opt.* steps: None",
         ),
-        (lambda content: content.update(epoch=0), "has no training to go on with .finished epochs: 0.*--init_from"),
-        (lambda content: content.pop("epoch"), "has no training to go on with .finished epochs: None"),
+        (lambda content: content.update(epoch=0), "has no training to resume .finished epochs: 0.*--init_from"),
+        (lambda content: content.pop("epoch"), "has no training to resume .finished epochs: None"),
         (lambda content: content.pop("predictor"), "has no predictor"),
         (lambda content: content["encoder"].pop("module.norm.bias"), r"encoder does not fit: missing norm.bias.*Give"),
     ],
@@ -193,7 +193,7 @@ def test_a_file_without_an_optimizer_has_no_moments(golden_checkpoint: Path) -> 
     found = weights.open(golden_checkpoint)
     assert found.optimizer_state(module) is None
     assert not found.progress.resumable
-    with pytest.raises(CheckpointError, match="has no training to go on with"):
+    with pytest.raises(CheckpointError, match="has no training to resume"):
         check_resumable(found)
 
 

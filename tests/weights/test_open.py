@@ -209,9 +209,9 @@ def content(path: Path, **values: Any) -> Path:
             "by another project with PyTorch Lightning 1.9. Build",
         ),
         ({"state_dict": {}}, r"other.ckpt holds no configuration of jepa_lightning: .* by another project"),
-        ({"model": {}, "epoch": 1}, "is no checkpoint that is known here; it holds epoch, model. Known are"),
-        ({}, "is no checkpoint that is known here; it holds nothing"),
-        ({"encoder": 3}, "is no checkpoint that is known here; it holds encoder"),
+        ({"model": {}, "epoch": 1}, "is a checkpoint of no known format; it holds epoch, model. Known are"),
+        ({}, "is a checkpoint of no known format; it holds nothing"),
+        ({"encoder": 3}, "is a checkpoint of no known format; it holds encoder"),
         ({"predictor": {"a": torch.zeros(1)}}, "is no JEPA checkpoint in Meta's format: it has no encoder, target_enc"),
         ({"encoder": {"a": [1]}}, r"encoder holds a list \(a\), not only tensors with names"),
         ({"encoder": {3: torch.zeros(1)}}, r"encoder holds a int \(3\)"),
@@ -258,7 +258,7 @@ def test_folders_that_are_not_whole_are_refused(files: dict[str, str | None], me
 
 def test_safetensors_without_a_network_are_refused(tmp_path: Path) -> None:
     save_file({"features": torch.zeros(3, 4), "index": torch.zeros(3)}, tmp_path / "features.safetensors")
-    with pytest.raises(ValueError, match=r"is no checkpoint that is known here; it holds features, index\."):
+    with pytest.raises(ValueError, match=r"is a checkpoint of no known format; it holds features, index\."):
         jl.load_encoder(tmp_path / "features.safetensors")
 
 
