@@ -22,8 +22,18 @@ from jepa_lightning.environments import TwoRooms, two_rooms
 from jepa_lightning.evaluation.intervals import wilson
 from jepa_lightning.loading import load
 from jepa_lightning.methods import VJEPA2AC
-from jepa_lightning.planning import CEM, MPPI, ActionSpace, Cost, Outcome, Planner, PredictorWorld, RandomShooting
-from jepa_lightning.planning import Receding, run_episodes
+from jepa_lightning.planning import (
+    CEM,
+    MPPI,
+    ActionSpace,
+    Cost,
+    Outcome,
+    Planner,
+    PredictorWorld,
+    RandomShooting,
+    Receding,
+    run_episodes,
+)
 from jepa_lightning.planning.simulator import TrueTwoRooms, observe_truth, travel
 from jepa_lightning.preprocessing import normalize
 from jepa_lightning.weights.ours import Own

@@ -123,7 +123,7 @@ class RoPE(Positions):
         return self.at((index // (height * width), index % (height * width) // width, index % width), head_dim)
 
     def at(self, places: tuple[Tensor, Tensor, Tensor], head_dim: int) -> Rotation:
-        """Angles of tokens at these coordinates, in float32 also under autocast: a bfloat16 angle is off by whole turns.
+        """Angles of tokens at coordinates, in float32 also under autocast: a bfloat16 angle is off by whole turns.
 
         Args:
             places: Time, height and width of each token, (B, N) each, also between the places of the grid. A coordinate

@@ -56,8 +56,8 @@ class Planner(ABC):
     ) -> None:  # fmt: skip
         if min(horizon, samples, iterations, elites) < 1 or elites > samples:
             raise ValueError(
-                f"horizon {horizon}, samples {samples}, iterations {iterations} and elites {elites} must be at least 1, "
-                "and elites at most samples"
+                f"horizon {horizon}, samples {samples}, iterations {iterations} and elites {elites} must be at least "
+                "1, and elites at most samples"
             )
         self.space, self.cost, self.horizon, self.samples = space, cost, horizon, samples
         self.iterations, self.elites, self.std, self.colour = iterations, elites, std, colour

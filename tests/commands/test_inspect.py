@@ -143,7 +143,7 @@ def test_what_is_not_supported_yet_is_said_and_no_command_is_offered(shown: Show
     assert "jepa " not in text
 
 
-def test_of_v2_with_actions_only_the_encoder_is_offered(shown: Shown, tmp_path: Path) -> None:
+def test_of_v2_with_actions_the_world_model_is_offered_beside_the_encoder(shown: Shown, tmp_path: Path) -> None:
     encoder = VisionTransformer(
         32, 16, embed_dim=192, depth=1, num_heads=3, num_frames=4, tubelet_size=2, positions=RoPE("tiled")
     )
@@ -151,10 +151,10 @@ def test_of_v2_with_actions_only_the_encoder_is_offered(shown: Shown, tmp_path: 
     torch.save({"encoder": encoder.state_dict(), "predictor": predictor}, tmp_path / "a.pt")
     text = shown(tmp_path / "a.pt")
     assert "family V-JEPA 2-AC" in text
-    assert "predictor conditioned on actions: not supported yet; everything here reads the encoder alone" in text
+    assert "world model, 0 blocks, has layers for action (7 numbers)" in text
     assert "1 block, 3 heads, patches of 16, positions RoPE (tiled)" in text
     assert "jepa_lightning.load_encoder" in text
-    assert "--init_from" not in text
+    assert "jepa_lightning.load_meta" in text
 
 
 def test_only_formats_that_have_a_place_are_offered(

@@ -103,7 +103,7 @@ def test_actions_between_kept_frames_are_summed_or_concatenated(
 
 
 def test_a_frame_rate_that_divides_no_video_is_refused(episodes: Write) -> None:
-    with pytest.raises(ValueError, match="videos of 10 frames a second cannot give 4 .* divisor"):
+    with pytest.raises(ValueError, match=r"videos of 10 frames a second cannot give 4 .* divisor"):
         module(episodes(), fps=4).dataset("train", augment=True)
 
 
@@ -160,7 +160,7 @@ def test_videos_and_archives_that_are_damaged_are_left_out(episodes: Write, dama
     root = episodes()
     damage(root / "e1.mp4")
     damage(root / "e3.npz")
-    with pytest.warns(UserWarning, match="2 of 4 episodes are left out: e1.mp4 .*, e3.mp4 .e3.npz cannot be read"):
+    with pytest.warns(UserWarning, match=r"2 of 4 episodes are left out: e1.mp4 .*, e3.mp4 .e3.npz cannot be read"):
         assert len(list_episodes(root)) == 2
 
 
@@ -170,7 +170,7 @@ def test_without_any_good_episode_it_is_an_error_in_one_line(episodes: Write) ->
     with pytest.raises(ValueError, match=r"none of 1 episodes can be used: e0.mp4 \(no e0.npz\)$"):
         list_episodes(root)
     with pytest.raises(
-        ValueError, match="no episode has the 40 frames .* longest has 9; set --data.num_frames to at most 9"
+        ValueError, match=r"no episode has the 40 frames .* longest has 9; set --data.num_frames to at most 9"
     ):
         module(episodes(), num_frames=40).dataset("train", augment=True)
 

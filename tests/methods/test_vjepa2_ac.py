@@ -118,7 +118,8 @@ def test_a_new_world_model_starts_from_the_target_encoder_of_any_pretraining(
     path = save_checkpoint(tmp_path / "last.ckpt", seed=3)
     found = open_weights(path)
     module = VJEPA2AC(
-        VisionTransformer(16, 8, 3, 16, 2, 2), partial(ActionPredictor, embed_dim=12, depth=1, num_heads=2, state_dim=None),
+        VisionTransformer(16, 8, 3, 16, 2, 2),
+        partial(ActionPredictor, embed_dim=12, depth=1, num_heads=2, state_dim=None),
         Constant(1e-2), Constant(0.0),
     )  # fmt: skip
     fresh = module.predictor.action_encoder.weight.clone()

@@ -12,9 +12,18 @@ from torch import Tensor
 
 from jepa_lightning.environments import TwoRooms
 from jepa_lightning.models import ActionPredictor, RoPE, VisionTransformer
-from jepa_lightning.planning import CEM, MPPI, ActionSpace, Cost, Planner, PredictorWorld, RandomShooting, Receding
+from jepa_lightning.planning import (
+    CEM,
+    MPPI,
+    ActionSpace,
+    Cost,
+    Planner,
+    PredictorWorld,
+    RandomShooting,
+    Receding,
+    run_episodes,
+)
 from jepa_lightning.planning import pose as poses
-from jepa_lightning.planning import run_episodes
 from jepa_lightning.planning.planners import coloured, shifted
 from jepa_lightning.planning.simulator import TrueTwoRooms, observe_truth, travel
 
