@@ -37,7 +37,7 @@ def saved(path: Path, **predictor: Any) -> str:
         "class_path": "jepa_lightning.data.TrajectoryDataModule",
         "init_args": {"root": "x", "normalization": [[0.5] * 3, [0.25] * 3]},
     }
-    module = build(path, config)
+    module = build(config=config, path=path)
     text = yaml.safe_dump({"seed_everything": 0, "model": config, "data": data, "trainer": {}})
     content = {"state_dict": module.state_dict(), CONFIG_KEY: text, "global_step": 1, "epoch": 0}
     AtomicCheckpointIO().save_checkpoint({**content, "pytorch-lightning_version": "2.6"}, path)

@@ -160,7 +160,7 @@ def test_videos_and_archives_that_are_damaged_are_left_out(episodes: Write, dama
     root = episodes()
     damage(root / "e1.mp4")
     damage(root / "e3.npz")
-    with pytest.warns(UserWarning, match="2 of 4 episodes are left out: e1.mp4 .*, e3.mp4 .e3.npz cannot be read"):
+    with pytest.warns(UserWarning, match=r"2 of 4 episodes are left out: e1.mp4 .*, e3.mp4 .e3.npz cannot be read"):
         assert len(list_episodes(root)) == 2
 
 
