@@ -177,5 +177,5 @@ def test_without_any_good_episode_it_is_an_error_in_one_line(episodes: Write) ->
 
 @pytest.mark.parametrize("options", [{"root": "a", "source": EpisodeFolder("a")}, {}, {"root": "a", "num_frames": 1}])
 def test_settings_that_make_no_trajectory_are_refused(options: Any) -> None:
-    with pytest.raises(ValueError, match="give either|at least 2"):
+    with pytest.raises(ValueError, match=r"give either|at least 2"):
         TrajectoryDataModule(**options)
