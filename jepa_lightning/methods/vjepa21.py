@@ -113,11 +113,11 @@ class VJEPA21(VJEPA):
         Raises:
             ValueError: If the predictor was distilled from a teacher of another width, which this method does not have.
         """
-        wanted, given = self.predictor.target_dim, self.predictor.input_dim
-        if wanted != given:
+        if self.predictor.target_dim != self.predictor.input_dim:
             raise ValueError(
-                f"the predictor was distilled: it predicts {wanted} channels of a teacher, the target encoder gives "
-                f"{given}. Its encoder is ready to use; to train on, give a new predictor"
+                f"the predictor was distilled: it predicts {self.predictor.target_dim} channels of a teacher, the "
+                f"target encoder gives {self.predictor.input_dim}. Its encoder is ready to use; to train on, give a "
+                "new predictor"
             )
         return normalized_levels(self.predictor.reads(self.target_encoder, inputs), self.embed_dim)
 

@@ -1,4 +1,4 @@
-"""V-JEPA 2.1 against the official code: outputs, gradients, a step on clips and one on images by a real Trainer."""
+"""V-JEPA 2.1 against the official code: outputs, gradients, a step on clips and one on images with a real Trainer."""
 
 from __future__ import annotations
 
