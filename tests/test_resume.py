@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -164,6 +165,7 @@ def test_a_run_that_max_steps_ended_goes_on_in_the_same_epoch(image_folder: Path
     assert_same_end("whole", "parts")
 
 
+<<<<<<< HEAD
 def test_the_checkpoint_alone_resumes_bit_for_bit(whole: str, image_folder: Path) -> None:
     """`jepa fit --ckpt_path last.ckpt`: model, data, seed and length are in it; observers may differ."""
     with pytest.raises(SystemExit):
@@ -171,3 +173,64 @@ def test_the_checkpoint_alone_resumes_bit_for_bit(whole: str, image_folder: Path
                      "--trainer.callbacks.step=13"))  # fmt: skip
     main(["fit", "--ckpt_path=last.ckpt", "--trainer.enable_progress_bar=false", "--monitor.flush_every_n_steps=1"])
     assert_same_end(whole, "parts")
+=======
+# ---------------------------------------------------------------------- with other settings than before
+
+
+def schedules(name: str) -> dict[tuple[int, int], tuple[float, float]]:
+    """Learning rate and momentum by epoch and batch, of the latest run."""
+    path = max(Path("runs", name).rglob("train.csv"))
+    with path.open() as file:
+        return {
+            (int(row["epoch"]), int(row["itr"])): (float(row["lr"]), float(row["momentum"]))
+            for row in csv.DictReader(file)
+        }
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (["--data.batch_size=8", "--trainer.max_epochs=4"], r"batch size 8 \(was 4\), epochs 4 \(was 2\).* 50%"),
+        (["--trainer.accumulate_grad_batches=2", "--trainer.max_epochs=4"], "accumulated batches 2 .* 50%"),
+        (["--trainer.max_epochs=4"], r"epochs 4 \(was 2\).* 50% of the training, step 17 of 32"),
+    ],
+)
+def test_other_batches_and_epochs_go_on_at_the_same_fraction_of_the_schedules(
+    changed: list[str], says: str, image_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = options(image_folder, "parts", "--data.num_workers=0", "--model.lr.warmup_epochs=0")
+    main([*short, "--trainer.max_epochs=2"])
+    with caplog.at_level("INFO"):
+        main([*short, "--ckpt_path=last.ckpt", *changed])
+    assert len(re.findall(f"resumed with .*{says}", caplog.text)) == 1
+    parts = schedules("parts")
+    main([*options(image_folder, "whole", *short[-2:]), *changed])  # from the start with these settings
+    whole = schedules("whole")
+    assert {epoch for epoch, _ in parts} == {1, 2, 3, 4}
+    for place in (place for place in parts if place[0] > 2):
+        assert parts[place] == pytest.approx(whole[place]), place
+
+
+def test_a_change_in_the_middle_of_an_epoch_leaves_out_what_was_seen_and_stays_after_another_resume(
+    image_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = options(image_folder, "parts", "--data.num_workers=0", "--model.lr.warmup_epochs=0")
+    with pytest.raises(SystemExit):
+        main([*short, "--trainer.callbacks+=killer.Stop", "--trainer.callbacks.step=13"])  # saved in step 12 of 24
+    larger = [*short, "--data.batch_size=8", "--ckpt_path=last.ckpt"]
+    with pytest.raises(SystemExit), caplog.at_level("INFO"):
+        main([*larger, "--trainer.callbacks+=killer.Stop", "--trainer.callbacks.step=16"])
+    assert "50% of the training, step 7 of 12" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        main(larger)
+    assert "resumed with" not in caplog.text
+    parts = schedules("parts")
+    main([*options(image_folder, "whole", *short[-2:]), "--data.batch_size=8"])
+    whole = schedules("whole")
+    behind = [(epoch, itr) for epoch, itr in parts if epoch < 2 or (epoch == 2 and itr < 2)]
+    assert [place for place in parts if place not in behind and place[0] == 2][:2] == [(2, 2), (2, 3)]
+    for place in parts.keys() & {(2, 2), (2, 3), *((3, itr) for itr in range(4))}:
+        assert parts[place] == pytest.approx(whole[place]), place
+    assert (3, 3) in parts
+>>>>>>> wt-runs
