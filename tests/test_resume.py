@@ -165,7 +165,6 @@ def test_a_run_that_max_steps_ended_goes_on_in_the_same_epoch(image_folder: Path
     assert_same_end("whole", "parts")
 
 
-<<<<<<< HEAD
 def test_the_checkpoint_alone_resumes_bit_for_bit(whole: str, image_folder: Path) -> None:
     """`jepa fit --ckpt_path last.ckpt`: model, data, seed and length are in it; observers may differ."""
     with pytest.raises(SystemExit):
@@ -173,7 +172,8 @@ def test_the_checkpoint_alone_resumes_bit_for_bit(whole: str, image_folder: Path
                      "--trainer.callbacks.step=13"))  # fmt: skip
     main(["fit", "--ckpt_path=last.ckpt", "--trainer.enable_progress_bar=false", "--monitor.flush_every_n_steps=1"])
     assert_same_end(whole, "parts")
-=======
+
+
 # ---------------------------------------------------------------------- with other settings than before
 
 
@@ -233,4 +233,3 @@ def test_a_change_in_the_middle_of_an_epoch_leaves_out_what_was_seen_and_stays_a
     for place in parts.keys() & {(2, 2), (2, 3), *((3, itr) for itr in range(4))}:
         assert parts[place] == pytest.approx(whole[place]), place
     assert (3, 3) in parts
->>>>>>> wt-runs

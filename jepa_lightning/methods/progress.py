@@ -45,7 +45,8 @@ class Progress(LightningModule):
         per_epoch = steps if batches == float("inf") else -(-int(batches) // trainer.accumulate_grad_batches)
         if self._shift:
             ends = [trainer.max_steps + self._shift] if trainer.max_steps >= 0 else []
-            steps = min([*ends, *([trainer.max_epochs * per_epoch] if (trainer.max_epochs or -1) > 0 else [])])
+            epochs = trainer.max_epochs or -1
+            steps = min([*ends, *([epochs * per_epoch] if epochs > 0 else [])])
         return self.global_step + 1 + self._shift, int(steps), int(per_epoch)
 
     # ------------------------------------------------------------------ checkpoints
