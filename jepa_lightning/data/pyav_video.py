@@ -262,10 +262,15 @@ class PyAVVideo(Video):
         yield from self._decode(None)
 
     def _packets(self) -> Iterator[Packet[VideoStream]]:
+        packets: Any = self.container.demux(self.stream)
         try:
-            yield from (packet for packet in self.container.demux(self.stream) if packet.size)
+            for packet in packets:
+                if packet.size:
+                    yield packet
         except BROKEN_OFF:
             return
+        finally:
+            packets.close()  # or PyAV loses a little memory
 
     def _named(self, packets: Iterable[Packet[VideoStream]], number: int) -> Iterator[Packet[VideoStream]]:
         """Packets with their times in the table, from that position in its list on, until one is another."""
