@@ -66,6 +66,9 @@ class TorchCodecVideo(Video):
     Args:
         path: The file.
         threads: Threads of its decoder.
+
+    Raises:
+        VideoError: If it cannot be opened, or its pixels are not square.
     """
 
     def __init__(self, path: str, threads: int) -> None:
@@ -78,6 +81,8 @@ class TorchCodecVideo(Video):
             reason = str(error).splitlines()[0]
             raise VideoError(f"{path} cannot be opened by torchcodec ({reason}): replace it") from error
         data = self.decoder.metadata
+        if getattr(data, "pixel_aspect_ratio", None) not in (None, 1):
+            raise VideoError(f"{path} has pixels that are not square, which torchcodec ignores: use PyAVDecoder")
         fps, frames = float(data.average_fps), int(data.num_frames)
         self.info = VideoInfo(frames, fps, float(data.duration_seconds), int(data.height), int(data.width))
 

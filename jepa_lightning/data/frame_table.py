@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -23,8 +23,6 @@ WITHOUT_B = {"h263", "h263p"}
 """Codecs that FFmpeg lists as reordering, but decodes in the stored order."""
 EXACT_DELAY = {"h264", "hevc", "vvc"}
 """Codecs whose headers say how many frames are reordered."""
-STATE: tuple[Literal["palette", "new_extradata", "param_change"], ...] = ("palette", "new_extradata", "param_change")
-"""Side data that changes the decoder from its packet on; demuxers give it once and not again after a seek."""
 MOST_REORDERED = 32
 """Places between the stored and the shown order of a frame: twice the largest picture buffer, for fields."""
 FIRST_FEW = 16
@@ -171,7 +169,8 @@ def _never_reorders(stream: VideoStream) -> bool:
 
 
 def _has_state(packet: Packet[VideoStream]) -> bool:
-    return any(packet.has_sidedata(kind) for kind in STATE)
+    """Whether side data changes the decoder from this packet on; demuxers give it once, not again after a seek."""
+    return packet.has_sidedata("palette") or packet.has_sidedata("new_extradata") or packet.has_sidedata("param_change")
 
 
 def _b_test(stream: VideoStream) -> Callable[[Packet[VideoStream]], bool]:
@@ -185,11 +184,9 @@ def _b_test(stream: VideoStream) -> Callable[[Packet[VideoStream]], bool]:
 def _from_packets(packets: Iterable[Packet[VideoStream]], stream: VideoStream, guessed: bool) -> FrameTable | None:
     """The table from all packets; ``guessed``: FFmpeg guesses the times, because the format does not store them."""
     codec, is_b = stream.codec_context.name, _b_test(stream)
-    marks: list[int] = []
-    times: list[int] = []
-    shown: list[int] = []
+    marks, times, shown = list[int](), list[int](), list[int]()
     keys: dict[int, tuple[int, int]] = {}
-    latest, bidirectional, reordered, stateful = NO_TIME, False, False, False
+    latest, cut, bidirectional, reordered, stateful = NO_TIME, 0, False, False, False
     try:
         for packet in packets:
             if packet.size == 0:
@@ -203,7 +200,8 @@ def _from_packets(packets: Iterable[Packet[VideoStream]], stream: VideoStream, g
             times.append(NO_TIME if packet.pts is None else packet.pts)
             stateful |= _has_state(packet)
             # VP8 also stores frames that are never shown, only referred to (RFC 6386, 9.1: show_frame).
-            if packet.is_corrupt or packet.is_discard or (codec == "vp8" and not memoryview(packet)[0] & 0x10):
+            cut = cut + 1 if packet.is_corrupt else 0
+            if packet.pts is None or packet.is_discard or (codec == "vp8" and not memoryview(packet)[0] & 0x10):
                 continue
             shown.append(times[-1])
             reordered |= times[-1] < latest
@@ -214,7 +212,12 @@ def _from_packets(packets: Iterable[Packet[VideoStream]], stream: VideoStream, g
     bidirectional = bidirectional if codec in READABLE else not _never_reorders(stream)
     if (guessed and reordered) or (bidirectional and not reordered):
         return None  # frames are shown in another order than they are stored in, and the file does not say which
-    table = _table(np.array(shown, np.int64), {key: decoded for key, (decoded, _) in keys.items()}, upright=False)
+    # Of a file that is cut off, the last frame is not whole. Others that are not keep their place.
+    table = _table(
+        np.array(shown[: len(shown) - cut], np.int64),
+        {key: decoded for key, (decoded, _) in keys.items()},
+        upright=False,
+    )
     if table is None:
         return None
     starts = [keys[key][1] if keys else 0 for key in table.keys.tolist()]

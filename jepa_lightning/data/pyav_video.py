@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from jepa_lightning.data.files import printable
 from jepa_lightning.data.frame_table import BROKEN_OFF, NO_TIME, FrameTable, list_packets, mark, read_frame_table
+from jepa_lightning.data.orientation import Turn
 from jepa_lightning.data.video import Video, VideoError, VideoInfo
 
 log = logging.getLogger(__name__)
@@ -32,38 +33,6 @@ GUESS = 2
 """Seconds by which a demuxer's guess of a time may be wrong after a seek."""
 SKIPPABLE = {"h264", "mpeg4", "mpeg2video", "mpeg1video"}
 """Codecs that mark the frames no other frame refers to, and whose decoders can leave these out."""
-
-
-class Turn(NamedTuple):
-    """How stored frames become upright.
-
-    Attributes:
-        swap: Exchange rows and columns, first.
-        rows: -1 to turn the order of rows around.
-        columns: -1 to turn the order of columns around.
-    """
-
-    swap: bool = False
-    rows: int = 1
-    columns: int = 1
-
-    def upright(self, image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "rows columns 3"]:
-        """A view of an image, as it is shown."""
-        return (image.swapaxes(0, 1) if self.swap else image)[:: self.rows, :: self.columns]
-
-    @classmethod
-    def asked_for_by(cls, frame: VideoFrame) -> Turn:
-        """What the display matrix of a frame asks for, to the nearest quarter turn."""
-        side_data: Any = frame.side_data
-        try:
-            matrix = np.frombuffer(side_data["DISPLAYMATRIX"], np.int32).reshape(3, 3)
-        except (KeyError, ValueError):  # PyAV raises ValueError where a frame also carries what it has no name for
-            return cls()
-        # A pixel at (x, y) is shown at (x, y) @ matrix[:2, :2], moved to where coordinates are not negative.
-        (a, b), (c, d) = matrix[:2, :2].astype(float)
-        if swap := abs(b) + abs(c) > abs(a) + abs(d):
-            a, d = c, b
-        return cls(bool(swap), -1 if d < 0 else 1, -1 if a < 0 else 1)
 
 
 class PyAVVideo(Video):
@@ -293,10 +262,15 @@ class PyAVVideo(Video):
         yield from self._decode(None)
 
     def _packets(self) -> Iterator[Packet[VideoStream]]:
+        packets: Any = self.container.demux(self.stream)
         try:
-            yield from (packet for packet in self.container.demux(self.stream) if packet.size)
+            for packet in packets:
+                if packet.size:
+                    yield packet
         except BROKEN_OFF:
             return
+        finally:
+            packets.close()  # or PyAV loses a little memory
 
     def _named(self, packets: Iterable[Packet[VideoStream]], number: int) -> Iterator[Packet[VideoStream]]:
         """Packets with their times in the table, from that position in its list on, until one is another."""
