@@ -30,6 +30,7 @@ from jepa_lightning.explore.maps import Maps
 from jepa_lightning.loading import start_from
 from jepa_lightning.methods import Method
 from jepa_lightning.probing import PretrainedEncoder
+from jepa_lightning.ranges import at_least
 from jepa_lightning.strategies import FSDP2Strategy as FSDP2Strategy  # registers --trainer.strategy fsdp2
 from jepa_lightning.trainer import RunTrainer
 from jepa_lightning.weights import Weights
@@ -87,6 +88,7 @@ class JepaCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Pick the precision that suits the machine, unless one was asked for."""
         trainer, model = self.config[self.subcommand].trainer, self.config[self.subcommand].model
+        at_least(1, **{"trainer.accumulate_grad_batches": trainer.accumulate_grad_batches})
         if self.opened is not None and self.opened.config:
             chosen = {name: self.config[self.subcommand][name].as_dict() for name in ("model", "data")}
             if differing := changes(self.opened.config, chosen):

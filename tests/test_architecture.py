@@ -25,17 +25,18 @@ MAY_IMPORT = {
     "lars": set(),
     "log_steps": set(),
     "trainer": set(),
+    "ranges": set(),
     "muon": {"distributed"},
     "losses": {"distributed"},
     # A BatchNorm's batch is that of all processes.
-    "models": {"masking.tokens", "masking.padded", "distributed"},
-    "methods": {"models", "losses", "masking", "schedules", "distributed", "metrics", "log_steps"},
+    "models": {"masking.tokens", "masking.padded", "distributed", "ranges"},
+    "methods": {"models", "losses", "masking", "schedules", "distributed", "metrics", "log_steps", "ranges"},
     # A probe opens the checkpoint that it is given, when it is built.
     "probing": {
         *("methods.base", "methods.groups", "models", "masking", "schedules", "distributed", "log_steps"),
         *("evaluation", "weights"),
     },
-    "data": {"masking", "distributed", "preprocessing"},
+    "data": {"masking", "distributed", "preprocessing", "ranges"},
     "evaluation": {"metrics", "distributed", "masking"},
     # What a run stores is what weights reads.
     "callbacks": {"evaluation", "metrics", "distributed", "masking", "log_steps", "weights.ours"},
@@ -62,6 +63,7 @@ WITHOUT_LIGHTNING = (
     "lars",
     "muon",
     "log_steps",
+    "ranges",
     "preprocessing",
     "weights",
 )
@@ -118,7 +120,7 @@ def test_the_package_was_found_and_imports_were_read() -> None:
     assert "masking.tokens" in ours(PACKAGE / "models" / "vision_transformer.py")
     assert {"masking", "models", "methods.base"} <= ours(PACKAGE / "methods" / "masked.py")
     assert "metrics" in ours(PACKAGE / "methods" / "base.py")
-    assert "lightning" in imports(PACKAGE / "methods" / "base.py")
+    assert "lightning" in imports(PACKAGE / "methods" / "progress.py")
 
 
 @pytest.mark.parametrize("part", MAY_IMPORT)
