@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
@@ -55,7 +55,7 @@ class ProgressBar(TQDMProgressBar):
             pace = (time.monotonic() - self._begun[0]) / (trainer.global_step - self._begun[1])
             left = trainer.estimated_stepping_batches - trainer.global_step
             if hasattr(pl_module, "progress"):  # after a change of the batch size Lightning's steps are not all alike
-                step, steps, _ = pl_module.progress()
+                step, steps, _ = cast(Any, pl_module).progress()
                 left = steps - step + 1
             if 0 <= left < float("inf"):
                 shown["left"] = str(timedelta(seconds=round(pace * left)))

@@ -45,7 +45,8 @@ class Progress(LightningModule):
         per_epoch = steps if batches == float("inf") else -(-int(batches) // trainer.accumulate_grad_batches)
         if self._shift:
             ends = [trainer.max_steps + self._shift] if trainer.max_steps >= 0 else []
-            steps = min([*ends, *([trainer.max_epochs * per_epoch] if (trainer.max_epochs or -1) > 0 else [])])
+            epochs = trainer.max_epochs or -1
+            steps = min([*ends, epochs * per_epoch] if epochs > 0 else ends)
         return self.global_step + 1 + self._shift, int(steps), int(per_epoch)
 
     # ------------------------------------------------------------------ checkpoints
@@ -108,14 +109,14 @@ class Progress(LightningModule):
     def _convert_batches(self, ratio: float) -> None:
         """Go on at the same place of an epoch that was interrupted."""
         trainer = self.trainer
-        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         seen = round(progress.ready * ratio)
         if not 0 < seen < trainer.num_training_batches:  # an epoch begins
             return
         late = progress.processed - progress.completed  # 1 for a checkpoint that was written when a batch ended
         progress.ready = progress.started = progress.processed = seen
         progress.completed = seen - late
-        sampler = getattr(trainer.train_dataloader, "sampler", None)
+        sampler: Any = getattr(trainer.train_dataloader, "sampler", None)
         if getattr(sampler, "resume_epoch", -1) == trainer.current_epoch:
             sampler.resume(trainer.current_epoch, seen)
 
