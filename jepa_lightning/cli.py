@@ -21,7 +21,7 @@ from jepa_lightning import __version__, callbacks, commands, weights
 from jepa_lightning.callbacks.signals import end_command
 from jepa_lightning.checkpoint_io import AtomicCheckpointIO, WeightsIO
 from jepa_lightning.commands.adopt import adopt
-from jepa_lightning.commands.find import find_checkpoint, with_shipped_configs
+from jepa_lightning.commands.find import with_shipped_configs
 from jepa_lightning.commands.messages import JepaParser, quieten, told
 from jepa_lightning.commands.options import NON_FINITE, TRUST
 from jepa_lightning.commands.stored import KEY_WORDS, changes, trusted_packages, with_checkpoint
@@ -30,6 +30,7 @@ from jepa_lightning.explore.maps import Maps
 from jepa_lightning.loading import start_from
 from jepa_lightning.methods import Method
 from jepa_lightning.probing import PretrainedEncoder
+from jepa_lightning.ranges import at_least
 from jepa_lightning.strategies import FSDP2Strategy as FSDP2Strategy  # registers --trainer.strategy fsdp2
 from jepa_lightning.trainer import RunTrainer
 from jepa_lightning.weights import Weights
@@ -87,6 +88,7 @@ class JepaCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Pick the precision that suits the machine, unless one was asked for."""
         trainer, model = self.config[self.subcommand].trainer, self.config[self.subcommand].model
+        at_least(1, **{"trainer.accumulate_grad_batches": trainer.accumulate_grad_batches})
         if self.opened is not None and self.opened.config:
             chosen = {name: self.config[self.subcommand][name].as_dict() for name in ("model", "data")}
             if differing := changes(self.opened.config, chosen):
@@ -126,17 +128,10 @@ class JepaCLI(LightningCLI):
         config = self.config[self.subcommand]
         if not config.init_from or config.ckpt_path:
             return
-        kind = config.model.class_path.split(".")[-1]
-        path = find_checkpoint(
-            config.init_from,
-            config.trainer.default_root_dir,
-            "--init_from",
-            lambda model: str(model["class_path"]).split(".")[-1] in (kind, ""),
-        )
-        moments = start_from(self.model, weights.open(path))
+        moments = start_from(self.model, weights.open(config.init_from))
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, callbacks.Probe):
-                callback.start = Path(path).name
+                callback.start = Path(config.init_from).name
         self.trainer.callbacks.append(callbacks.OptimizerState(moments))  # type: ignore[attr-defined]
 
     def validate(self, **kwargs: Any) -> None:

@@ -26,11 +26,12 @@ MAY_IMPORT = {
     "lars": set(),
     "log_steps": set(),
     "trainer": set(),
+    "ranges": set(),
     "muon": {"distributed"},
     "losses": {"distributed"},
     # A BatchNorm's batch is that of all processes.
-    "models": {"masking.tokens", "masking.padded", "distributed"},
-    "methods": {"models", "losses", "masking", "schedules", "distributed", "metrics", "log_steps", "trajectory"},
+    "models": {"masking.tokens", "masking.padded", "distributed", "ranges"},
+    "methods": {"models", "losses", "masking", "schedules", "distributed", "metrics", "log_steps", "trajectory", "ranges"},
     # A probe opens the checkpoint that it is given, when it is built.
     "probing": {
         *("methods.base", "methods.groups", "models", "masking", "schedules", "distributed", "log_steps"),
@@ -39,7 +40,7 @@ MAY_IMPORT = {
     "environments": set(),
     # A world model is a Protocol, which the true simulator fills too.
     "planning": {"models", "environments", "trajectory"},
-    "data": {"masking", "distributed", "preprocessing", "environments", "trajectory"},
+    "data": {"masking", "distributed", "preprocessing", "environments", "trajectory", "ranges"},
     "evaluation": {"metrics", "distributed", "masking"},
     # What a run stores is what weights reads.
     "callbacks": {"evaluation", "metrics", "distributed", "masking", "log_steps", "weights.ours"},
@@ -67,6 +68,7 @@ WITHOUT_LIGHTNING = (
     "lars",
     "muon",
     "log_steps",
+    "ranges",
     "preprocessing",
     "weights",
 )

@@ -194,6 +194,15 @@ def test_a_damaged_file_costs_predict_one_row(run: str, image_folder: Path, tmp_
         ([*TINY, "--model.encoder=ViT"], "model.encoder: no class is called 'ViT'"),
         ([*TINY, "--model.encoder.img_size=33"], "a 33x33 image cannot be cut into 8x8 patches"),
         ([*TINY, "--model.encoder.num_heads=5"], "embed_dim 32 is not divisible by num_heads 5"),
+        ([*TINY, "--model.encoder.patch_size=0"], "patch_size 0: use at least 1"),
+        ([*TINY, "--model.encoder.num_heads=0"], "num_heads 0: use at least 1"),
+        ([*TINY, "--model.encoder.img_size=-32"], "img_size -32: use at least 1"),
+        ([*TINY, "--model.encoder.depth=0"], "depth 0: use at least 1"),
+        ([*TINY, "--model.lr.peak=-1"], "lr.peak -1.0: use at least 0"),
+        ([*TINY, "--model.momentum.start=2"], "momentum.start 2.0: use 0.0 to 1.0"),
+        ([*TINY, "--trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches 0: use at least 1"),
+        (["--config=nothing_in_it.yaml"], "--config nothing_in_it.yaml is empty"),
+        (["--config=empty"], "--config empty is a folder"),
         ([*TINY, "--data.root=nowhere"], "no such folder: nowhere"),
         ([*TINY, "--data.root=empty"], "no image files in empty"),
         ([*TINY, "--data.masks.min_keep=10", "--data.root=images"], "lower min_keep to"),
@@ -207,6 +216,7 @@ def test_mistakes_end_in_the_line_that_matters(
 ) -> None:
     Path("broken.yaml").write_text("model: {class_path: IJEPA\n")
     Path("typo.yaml").write_text("trainer: {max_epoch: 3}\n")
+    Path("nothing_in_it.yaml").touch()
     Path("empty").mkdir()
     Path("images").symlink_to(image_folder)
     assert message in failing(["fit", *arguments], capfd)

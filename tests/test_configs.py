@@ -39,7 +39,8 @@ def model_of(name: str) -> dict[str, Any]:
 
 def is_embedded(name: str) -> bool:
     """Whether its data comes with the package."""
-    return config_of(name)["data"]["init_args"]["source"]["class_path"] in ("DigitScenes", "MovingDigits")
+    source = config_of(name)["data"]["init_args"].get("source") or {}
+    return source.get("class_path") in ("DigitScenes", "MovingDigits")
 
 
 EMBEDDED = [name for name in ALL if is_embedded(name)]

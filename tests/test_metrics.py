@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jepa_lightning import metrics
 from jepa_lightning.metrics import (
     alignment,
     alpha_req,
@@ -327,3 +329,14 @@ def test_the_relative_distance_is_that_of_the_norms() -> None:
     assert relative_distance(1.5 * x, x).item() == pytest.approx(0.5)
     assert relative_distance(x, x).item() == 0.0
     assert math.isfinite(relative_distance(x, torch.zeros(4, 5)).item())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("measure", [metrics.rankme, metrics.alpha_req, metrics.correlation_dimension])
+def test_features_that_are_not_finite_are_named_before_an_eigenvalue_routine_fails(measure: Any, value: float) -> None:
+    features = torch.randn(20, 4)
+    features[3, 1] = value
+    with pytest.raises(metrics.NotFinite, match="features are not finite: 1 of 80 values"):
+        measure(features)
+    with pytest.raises(metrics.NotFinite, match="1 of 80"):
+        metrics.lidar(features.view(10, 2, 4))

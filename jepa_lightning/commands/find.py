@@ -51,6 +51,8 @@ def find_config(name: str) -> str:
     """Path of a configuration: the file itself, or the shipped one of that name."""
     if "://" in name or name.lstrip().startswith("{") or "\n" in name:  # remote, or the text itself
         return name
+    if Path(name).is_dir():
+        raise IsADirectoryError(f"--config {name} is a folder: give a YAML file")
     if Path(name).is_file():
         _check_syntax(Path(name))
         return name
@@ -69,11 +71,14 @@ def shipped_configs() -> dict[str, Path]:
 def _check_syntax(path: Path) -> None:
     """Name the file and the line, which jsonargparse does not."""
     try:
-        yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         raise ValueError(f"{where} is no valid YAML: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(content, dict):
+        kind = "empty" if content is None else f"a {type(content).__name__}"
+        raise ValueError(f"--config {path} is {kind}: a configuration has sections, model, data and trainer")
 
 
 def find_checkpoint(

@@ -98,6 +98,13 @@ def condense(message: str, known: Iterable[str] = ()) -> str:
         message: The message of jsonargparse.
         known: Names of all options, for suggestions.
     """
+    if message.startswith("Error(s) in loading state_dict"):
+        wrong = [line.strip() for line in message.splitlines()[1:] if line.strip()]
+        more = f"; {len(wrong) - 2} more" if len(wrong) > 2 else ""
+        return (
+            f"the checkpoint does not fit the networks: {' '.join(wrong[:2])}{more}. Sizes are options of the model, "
+            "--model.encoder.img_size, patch_size, embed_dim, depth: give those of the training, or leave them out"
+        )
     lines = [FACTORY.sub("", line.strip().removeprefix("- ")) for line in message.splitlines()]
     keys, owner = [], ""
     for number, line in enumerate(lines):

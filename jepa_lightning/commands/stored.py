@@ -85,6 +85,9 @@ def with_checkpoint(arguments: Sequence[str]) -> Call:
     if probed:
         opened = weights.open(path)
         return Call(_probing(given, path, config, opened.config), opened)
+    if names := option_values(given, "--init_from"):  # opened here, before a run has a folder
+        path = find_checkpoint(names[-1], root, "--init_from", lambda model: not kind or _kind(model) in (kind, ""))
+        return Call(_replaced(given, "--init_from", path), weights.open(path))
     return Call(given)
 
 

@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from jepa_lightning.preprocessing import CROP_PCT, Preprocessing
+from jepa_lightning.ranges import within
 
 
 class Views(NamedTuple):
@@ -97,6 +98,7 @@ class PretrainTransform(TrainTransform):
         crop_pct: float = CROP_PCT,
     ) -> None:
         self.crop_pct = _fraction(crop_pct)
+        within(0.0, 1.0, crop_scale=crop_scale)
         self.crop = v2.RandomResizedCrop(size, scale=crop_scale, interpolation=InterpolationMode.BILINEAR)
         self.horizontal_flip = horizontal_flip
         colors: list[nn.Module] = []

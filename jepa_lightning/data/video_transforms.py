@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import InterpolationMode
 
 from jepa_lightning.data.transforms import Augmentation, Views
 from jepa_lightning.preprocessing import CROP_PCT, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from jepa_lightning.ranges import within
 
 ClipTransform = Callable[[Tensor], Tensor | Views]
 """Frames (T, H, W, 3) in, a clip (3, T, H, W) or several out, all uint8."""
@@ -62,6 +63,7 @@ class PretrainClipTransform(TrainClipTransform):
     ) -> None:
         if not 0.0 <= erasing <= 1.0:
             raise ValueError(f"erasing is a probability from 0 to 1, got {erasing}")
+        within(0.0, 1.0, crop_scale=crop_scale)
         self.size, self.crop_scale, self.crop_ratio = size, crop_scale, crop_ratio
         self.horizontal_flip, self.motion_shift, self.erasing, self.antialias = (
             horizontal_flip, motion_shift, erasing, antialias,

@@ -24,6 +24,7 @@ from jepa_lightning.methods.groups import OptimizerFactory, groups_of, groups_wi
 from jepa_lightning.methods.progress import Progress
 from jepa_lightning.models import Encoder, ema_copy, ema_update, evaluating, frozen_copy, target_tokens
 from jepa_lightning.models.attention_maps import attention_depth, attention_maps
+from jepa_lightning.ranges import within
 from jepa_lightning.schedules import Schedule
 from jepa_lightning.trajectory import Trajectory
 
@@ -132,6 +133,13 @@ class JEPA(Method):
             raise ValueError(
                 f"target_layers {target_layers} of an encoder of {depth}: use 1 to {depth}, or null for all"
             )
+        for name, schedule, most in (
+            ("lr", lr, None),
+            ("weight_decay", weight_decay, None),
+            ("momentum", momentum, 1.0),
+        ):
+            for part in ("start", "peak", "final", "value"):
+                within(0.0, most, **{f"{name}.{part}": getattr(schedule, part, None)})
         self.encoder = encoder
         if momentum is not None:  # not by assignment: the name is that of the property below
             self._modules["target_encoder"] = ema_copy(encoder)

@@ -46,7 +46,7 @@ class Progress(LightningModule):
         if self._shift:
             ends = [trainer.max_steps + self._shift] if trainer.max_steps >= 0 else []
             epochs = trainer.max_epochs or -1
-            steps = min([*ends, *([epochs * per_epoch] if epochs > 0 else [])])
+            steps = min([*ends, epochs * per_epoch] if epochs > 0 else ends)
         return self.global_step + 1 + self._shift, int(steps), int(per_epoch)
 
     # ------------------------------------------------------------------ checkpoints

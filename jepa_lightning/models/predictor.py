@@ -14,6 +14,7 @@ from jepa_lightning.models.layers import NORM_EPS, BlockOptions, Trunk, init_wei
 from jepa_lightning.models.packing import Packing
 from jepa_lightning.models.positions import Grid
 from jepa_lightning.models.vision_transformer import Encoder
+from jepa_lightning.ranges import at_least
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class Predictor(nn.Module):
         super().__init__()
         if num_mask_tokens is not None and num_mask_tokens < 1:
             raise ValueError(f"num_mask_tokens must be at least 1, got {num_mask_tokens}; null for one that serves all")
+        at_least(1, embed_dim=embed_dim, num_heads=num_heads)
+        at_least(0, depth=depth)
         self.grid, self.positions, self.target_noise = encoder.grid, encoder.positions, target_noise
         self.num_heads, self.depth = encoder.num_heads if num_heads is None else num_heads, depth
         self.embed_dim, self.input_dim = embed_dim, encoder.embed_dim

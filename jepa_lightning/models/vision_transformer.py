@@ -17,6 +17,7 @@ from jepa_lightning.masking.tokens import rows_of
 from jepa_lightning.models.layers import NORM_EPS, BlockOptions, Trunk, init_weights
 from jepa_lightning.models.packing import Packing
 from jepa_lightning.models.positions import Grid, Positions, SinCos2D, SinCos3D
+from jepa_lightning.ranges import at_least
 
 
 class Encoder(nn.Module, ABC):
@@ -169,6 +170,8 @@ class VisionTransformer(Encoder):
         blocks: BlockOptions | Trunk | None = None,
     ) -> None:
         super().__init__()
+        at_least(1, img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim, depth=depth)
+        at_least(1, num_heads=num_heads, num_frames=num_frames, tubelet_size=tubelet_size)
         self.embed_dim, self.num_heads, self.patch_size, self.depth = embed_dim, num_heads, patch_size, depth
         self.num_frames, self.tubelet_size = num_frames, tubelet_size
         self.img_size = pair(img_size)

@@ -103,7 +103,7 @@ def test_a_run_that_is_made_to_collapse_raises_the_alarm_and_stops(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     changed, reason, advice = COLLAPSES[collapse]
-    alarm = Alarm(stop=True)
+    alarm = Alarm(stop=True, stop_on_nan=False)
     trainer = quiet_trainer(max_steps=200, max_epochs=-1, callbacks=[alarm])
     with caplog.at_level(logging.INFO):
         trainer.fit(small(**changed), smooth_images)
@@ -121,7 +121,7 @@ def test_a_healthy_run_is_left_in_peace(
     quiet_trainer: TrainerFactory,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    alarm = Looking(stop=True)
+    alarm = Looking(stop=True, stop_on_nan=False)
     trainer = quiet_trainer(max_steps=120, max_epochs=-1, callbacks=[alarm])
     with caplog.at_level(logging.INFO):
         trainer.fit(small(), smooth_images)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import pytest
+import torch
+
 from jepa_lightning.commands.messages import condense
 
 NESTED = """Parser key "model":
@@ -53,3 +56,12 @@ def test_a_part_that_a_function_builds_is_named_like_any_other() -> None:
     assert condense(literal) == "data.clips.short: Expected one of 'loop', 'hold'. Got value: cut"
     union = FACTORY.format(key="fps", reason=UNION)
     assert condense(union) == "data.clips.fps: Expected a <class 'float'>. Got value: fast"
+
+
+def test_tensors_that_do_not_fit_are_named_with_the_options_that_explain_them() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.nn.Linear(2, 3).load_state_dict(torch.nn.Linear(2, 4).state_dict())
+    shown = condense(str(error.value))
+    assert "size mismatch for weight" in shown
+    assert "--model.encoder.img_size" in shown
+    assert "\n" not in shown
