@@ -80,7 +80,7 @@ class JepaCLI(LightningCLI):
         if config.get("ckpt_path"):
             if config.weights_only is None:  # Lightning would unpickle anything
                 config.weights_only = True
-            in_parts = (Path(config.ckpt_path) / ".metadata").is_file()  # of FSDP: a trainer reads them itself
+            in_parts = (Path(config.ckpt_path) / ".metadata").is_file() and config.ckpt_path in config.trust  # of FSDP
             if config.ckpt_path not in KEY_WORDS and "://" not in config.ckpt_path and not in_parts:
                 self.opened = weights.open(config.ckpt_path)
                 adopt(config, self.opened, fitting=self.config.subcommand == "fit")

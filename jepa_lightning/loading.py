@@ -85,10 +85,7 @@ def load(
                 "jepa_lightning.load_meta for Meta's files, jepa_lightning.load_encoder for the encoder of any"
             )
         config = model_config(found, checkpoint)
-        if "checkpoint" not in (config.get("init_args") or {}):  # a probe reads another file when it is built
-            expected = outlined(found.path, partial(build, config, found.path)).state_dict()
-            tensors = {name: value for name, value in expected.items() if isinstance(value, torch.Tensor)}
-            check(found.path, "state_dict", tensors, found.tensors())
+        check_method(found, config)
         module = build(config, found.path)
         taken = {name: found.file.take(name, tensor) for name, tensor in found.tensors().items()}
         try:
@@ -96,6 +93,20 @@ def load(
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:  # of an extra state
             raise DoesNotFit(f"the tensors of {found.path} do not fit its configuration: {error}") from error
     return module.eval()
+
+
+def check_method(found: Own, config: dict[str, Any]) -> None:
+    """Check that the tensors of a checkpoint are those of its method, before memory is allocated for the method.
+
+    A probe is not checked: it reads another file when it is built.
+
+    Raises:
+        DoesNotFit: If a tensor is missing, unexpected, or of another shape or kind.
+    """
+    if "checkpoint" not in (config.get("init_args") or {}):
+        expected = outlined(found.path, partial(build, config, found.path)).state_dict()
+        tensors = {name: value for name, value in expected.items() if isinstance(value, torch.Tensor)}
+        check(found.path, "state_dict", tensors, found.tensors())
 
 
 def model_config(found: Own, checkpoint: str | Path | None = None) -> dict[str, Any]:

@@ -31,7 +31,17 @@ MAY_IMPORT = {
     "losses": {"distributed"},
     # A BatchNorm's batch is that of all processes.
     "models": {"masking.tokens", "masking.padded", "distributed", "ranges"},
-    "methods": {"models", "losses", "masking", "schedules", "distributed", "metrics", "log_steps", "trajectory", "ranges"},
+    "methods": {
+        "models",
+        "losses",
+        "masking",
+        "schedules",
+        "distributed",
+        "metrics",
+        "log_steps",
+        "trajectory",
+        "ranges",
+    },
     # A probe opens the checkpoint that it is given, when it is built.
     "probing": {
         *("methods.base", "methods.groups", "models", "masking", "schedules", "distributed", "log_steps"),

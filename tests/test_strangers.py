@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import torch
 import yaml
 
 import jepa_lightning as jl
+from jepa_lightning import weights
 from jepa_lightning.cli import main
 from jepa_lightning.weights import NotTrusted
 from jepa_lightning.weights.ours import CONFIG_KEY
@@ -42,6 +44,11 @@ TRAPS: dict[str, tuple[str, Any]] = {
     "a class of another package": ("data.init_args.source", {"class_path": "evilmod.S"}),
     "a class of the system": ("model.init_args.lr", {"class_path": "subprocess.Popen", "init_args": {"args": "id"}}),
     "an enormous depth": ("model.init_args.encoder.init_args.depth", 10**9),
+    "a text in an object without a class": ("model.init_args.predictor", {"blocks": "evilmod.f"}),
+    "a network from elsewhere": (
+        "model.init_args.encoder",
+        {"class_path": "jepa_lightning.models.TimmBackbone", "init_args": {"name": "HF-HUB:o/m"}},
+    ),
     "an enormous width": ("model.init_args.encoder.init_args.embed_dim", 3_000_000),
 }
 
@@ -119,3 +126,45 @@ def test_a_package_that_the_user_names_may_be_in_it(save_checkpoint: Callable[..
         jl.load(path)
     assert type(jl.load(path, trust="mypackage").lr).__name__ == "Mine"
     main(["inspect", FILE, "--trust", "mypackage"])
+
+
+def test_trust_does_not_outlive_its_block(save_checkpoint: Callable[..., str]) -> None:
+    path = set_trap(save_checkpoint, *TRAPS["a class of another package"])
+    Path("evilmod.py").write_text("from jepa_lightning.data import DigitScenes\nclass S(DigitScenes):\n    pass\n")
+    with weights.trusting("evilmod"):
+        held = weights.open(path)
+    del sys.modules["evilmod"]
+    with pytest.raises(NotTrusted):
+        weights.open(path)
+    assert held.config
+
+
+def test_the_name_of_a_file_is_no_package_to_trust(save_checkpoint: Callable[..., str]) -> None:
+    set_trap(save_checkpoint, *TRAPS["a class of another package"]).rename("evilmod.ckpt")
+    with pytest.raises(SystemExit, match="nothing was imported"):
+        main(["fit", "--config=linear_probe.yaml", "--model.checkpoint=evilmod.ckpt"])
+
+
+def test_an_index_that_is_a_pickle_is_not_read() -> None:
+    folder = Path("parts.ckpt")
+    folder.mkdir()
+    (folder / ".metadata").write_bytes(pickle.dumps(Evil()))
+    for extra in ([], ["--trainer.strategy=fsdp2"]):
+        with pytest.raises(SystemExit, match="pickle that can run code"):
+            main(["validate", "--config=ijepa.yaml", "--ckpt_path=parts.ckpt", *QUIET, *extra])
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return open, ("imported", "w")
+
+
+@pytest.mark.parametrize("command", ["validate", "resume", "predict"])
+def test_weights_of_another_kind_are_refused(command: str, save_checkpoint: Callable[..., str]) -> None:
+    path = Path(save_checkpoint(Path(FILE)))
+    content = torch.load(path, weights_only=True)
+    name = "target_encoder.blocks.0.norm1.weight"
+    content["state_dict"][name] = content["state_dict"][name].long()
+    torch.save(content, path)
+    with pytest.raises(SystemExit, match=r"blocks.0.norm1.weight is torch.int64"):
+        main(COMMANDS[command])

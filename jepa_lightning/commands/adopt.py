@@ -7,6 +7,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
+from jepa_lightning.loading import check_method
 from jepa_lightning.probing import AttentiveProbe, PretrainedEncoder
 from jepa_lightning.weights import CheckpointError, HintNeeded, Weights
 from jepa_lightning.weights.meta import Meta
@@ -30,6 +31,7 @@ def adopt(config: Any, opened: Weights, fitting: bool) -> None:
         CheckpointError: If the checkpoint is damaged, has no training to resume, or does not fit the model.
     """
     if isinstance(opened, Own):
+        check_method(opened, opened.config["model"])
         opened.check_whole(fitting)
         return
     probing = config.model.class_path.split(".")[-1] == AttentiveProbe.__name__

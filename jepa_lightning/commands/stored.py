@@ -78,7 +78,9 @@ def with_checkpoint(arguments: Sequence[str]) -> Call:
             return Call(given)
         path = find_checkpoint(names[-1], root, wanted=lambda model: not kind or _kind(model) in (kind, ""))
         given = _replaced(given, "--ckpt_path", path)
-        if (Path(path) / ".metadata").is_file():  # several parts of FSDP, which a trainer reads itself
+        if option_values(given, "--init_from"):
+            raise CheckpointError("--ckpt_path goes on with a training, --init_from starts one: give one of them")
+        if (Path(path) / ".metadata").is_file() and path in option_values(given, "--trust"):  # parts of FSDP
             return _resumed(given, path, config, _beside(Path(path)), None)
         opened = weights.open(path)
         return _resumed(given, str(opened.path), config, opened.config, opened)
@@ -103,12 +105,12 @@ def data_section(config: Section | None, opened: Weights, arguments: Sequence[st
         CheckpointError: If nothing says on which data.
     """
     stored, named = opened.config.get("data"), (config or {}).get("data")
-    if named:
-        if stored and data_title(named) != data_title(stored):
-            rank_zero_info(f"{opened.path} was trained on {data_title(stored)}; data of {data_title(named)} are used")
-        return dict(named)
-    if stored:
-        return dict(stored)
+    if named and stored and data_title(named) != data_title(stored) and not _names_data(arguments):
+        rank_zero_info(f"{opened.path} was trained on {data_title(stored)}; data of {data_title(named)} are used")
+    if stored and _names_data(arguments):
+        rank_zero_info(f"{opened.path} was trained on {data_title(stored)}; the data of the options are used")
+    if section := named or stored:
+        return _without_hidden_source(dict(section), arguments)
     if not option_values(arguments, "--data"):
         raise CheckpointError(
             f"{opened.path} does not say on which data: give --config NAME, whose data section is used, or --data "
@@ -148,14 +150,21 @@ def _resumed(given: list[str], path: str, config: Section, stored: Section, open
 
 def _whole(command: str, path: str, stored: Section, given: Sequence[str]) -> Section:
     """A configuration in place of one that was not named."""
-    data = dict(stored["data"])
-    if option_values(given, "--data.source") and not option_values(given, "--data.root"):
-        data["init_args"] = {**(data.get("init_args") or {}), "root": None}  # it would hide the source
+    data = _without_hidden_source(dict(stored["data"]), given)
     trainer = dict(stored["trainer"]) if command == "fit" else {}
     if logger := _logger_beside(Path(path)):
         trainer["logger"] = logger
-    whole = {"model": _with_encoder(path, stored["model"]), "data": data, "trainer": trainer, "probe": stored["probe"]}
+    named = option_values(given, "--model.checkpoint")
+    model = stored["model"] if named else _with_encoder(path, stored["model"])
+    whole = {"model": model, "data": data, "trainer": trainer, "probe": stored["probe"]}
     return {name: value for name, value in {"seed_everything": stored["seed_everything"], **whole}.items() if value}
+
+
+def _without_hidden_source(data: Section, given: Sequence[str]) -> Section:
+    """The section without the root of the training where an option names a source, which the root would hide."""
+    if option_values(given, "--data.source") and not option_values(given, "--data.root"):
+        data["init_args"] = {**(data.get("init_args") or {}), "root": None}
+    return data
 
 
 def _with_encoder(path: str, model: Section) -> Section:
@@ -292,9 +301,10 @@ def trusted_packages(arguments: Sequence[str]) -> set[str]:
     words = [*_strings({section: config.get(section) for section in ("model", "data")})]
     for argument in arguments:  # --model.encoder=mypackage.Encoder
         option, _, value = argument.partition("=")
-        words += [value] * option.startswith(("--model", "--data"))
+        path = option.split(".")[-1] in ("root", "checkpoint", "cache")
+        words += [value] * (option.startswith(("--model", "--data")) and not path)
     words += [value for option in ("--model", "--data") for value in option_values(arguments, option)]
-    classes = [word for word in words if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", word)]
+    classes = [word for word in words if re.fullmatch(r"([A-Za-z_]\w*\.)+[A-Z]\w*", word)]
     return {*trusted, *(name.partition(".")[0] for name in classes)}
 
 

@@ -20,8 +20,10 @@ from jepa_lightning.weights.policy import (
     DoesNotFit,
     HintNeeded,
     NotTrusted,
+    Policy,
     UnknownFormat,
     Unreadable,
+    policy,
     trusting,
 )
 from jepa_lightning.weights.safetensors_file import Safetensors
@@ -48,7 +50,8 @@ __all__ = [
 FORMATS: tuple[type[Weights], ...] = (Own, MetaProbe, Safetensors, HuggingFace, Timm, Meta)
 """In the order in which ``claims`` is called."""
 
-_held: WeakValueDictionary[tuple[str, int, int], Weights] = WeakValueDictionary()
+_held: WeakValueDictionary[tuple[str, int, int, Policy], Weights] = WeakValueDictionary()
+"""By place, time, size, and what was allowed."""
 
 
 def open(path: str | Path) -> Weights:
@@ -67,7 +70,7 @@ def open(path: str | Path) -> Weights:
     """
     place = Path(path).expanduser()
     about = place.stat() if place.is_file() else None
-    key = (str(place.resolve()), about.st_mtime_ns, about.st_size) if about else None
+    key = (str(place.resolve()), about.st_mtime_ns, about.st_size, policy()) if about else None
     if key is not None and (known := _held.get(key)) is not None:
         return known
     file = read(path)

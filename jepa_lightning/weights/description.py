@@ -117,9 +117,10 @@ def check_sizes(path: Path, description: Any, state: Mapping[str, Any]) -> None:
     """
     most = max(SMALL, sum(tensor.numel() for tensor in state.values() if isinstance(tensor, Tensor)))
     for name, number in _numbers(description, ""):
-        limit = min(LARGEST_DEPTH, max(SMALL_DEPTH, len(state))) if name == "depth" else most
+        counted = name in ("depth", "num_mask_tokens")
+        limit = min(LARGEST_DEPTH, max(SMALL_DEPTH, len(state))) if counted else most
         if not -limit <= number <= limit:
-            raise DoesNotFit(f"{path} describes a network with {name} {number:,}, and has no tensors of that size")
+            raise DoesNotFit(f"{path} describes a network with {name} {number:.4g}, and has no tensors of that size")
         if name in SIZES and number < 1:
             raise DoesNotFit(f"{path} describes a network with {name} {number:,}: it must be at least 1")
     for arguments in _sections(description):
@@ -152,9 +153,12 @@ def _sections(value: Any) -> Iterator[dict[str, Any]]:
 def _table(arguments: Mapping[str, Any]) -> tuple[int, int]:
     """How many tokens an input has, and their channels, if a VisionTransformer has these arguments; else zeros."""
     try:
-        height, width = pair(arguments["img_size"])
+        height, width = pair(arguments.get("img_size") or 224)
+        if not {"img_size", "patch_size", "embed_dim"} & set(arguments):
+            return 0, 0
+        side = int(arguments.get("patch_size") or 16)
         frames = int(arguments.get("num_frames") or 1) // int(arguments.get("tubelet_size") or 1)
-        tokens = frames * (height // int(arguments["patch_size"])) * (width // int(arguments["patch_size"]))
+        tokens = frames * (height // side) * (width // side)
         return tokens, int(arguments.get("embed_dim") or 1)
     except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError):
         return 0, 0

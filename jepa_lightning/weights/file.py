@@ -63,7 +63,10 @@ class File:
             DoesNotFit: If a value is infinite or not a number.
         """
         self.check(name, tensor)
-        return own(tensor)
+        values = own(tensor)
+        if tensor.dtype == torch.float64 and not policy().allow_non_finite and not bool(torch.isfinite(values).all()):
+            raise DoesNotFit(f"{self.path}: {name} has values that are too large for float32: it is no trained network")
+        return values
 
     def check(self, name: str, tensor: Tensor) -> None:
         """Compare a tensor with the checksums of the file, and look for values that are not finite; see ``take``."""
@@ -77,6 +80,8 @@ class File:
                 raise Unreadable(f"{self.path} is damaged: the checksum of {name} is wrong: copy the file again")
             self._checked.add(place)
         floating = tensor.is_floating_point() or tensor.is_complex()
+        if floating and tensor.element_size() == 1:
+            raise DoesNotFit(f"{self.path}: {name} is {tensor.dtype}: save it in float16 or wider")
         if floating and not policy().allow_non_finite and not bool(torch.isfinite(tensor).all()):
             count = int((~torch.isfinite(tensor)).sum())
             raise DoesNotFit(
@@ -169,7 +174,8 @@ def _check_folder(folder: Path) -> None:
         return
     if (folder / ".metadata").is_file():
         raise UnknownFormat(
-            f"{folder} is a checkpoint in several parts (FSDP): make one file of it first, "
+            f"{folder} is a checkpoint in several parts (FSDP), whose index is a pickle that can run code. If your own "
+            f"training wrote it, resume with --trust {folder}, or make one file of it: "
             f"python -m lightning.pytorch.utilities.consolidate_checkpoint {folder}"
         )
     raise UnknownFormat(

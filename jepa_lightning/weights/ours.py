@@ -114,7 +114,7 @@ class Own(Weights):
         Raises:
             CheckpointError: If nothing does, because it is in another file.
         """
-        if "encoder" in self.arguments:
+        if isinstance(self.arguments.get("encoder"), dict):
             return self.arguments["encoder"]
         stored = self.state.get(EXTRA)
         described = stored.get("encoder") if isinstance(stored, dict) else None
@@ -128,7 +128,10 @@ class Own(Weights):
             )
         began = read(found_beside(self.path, named))  # files of older versions do not describe what they fine-tuned
         if Own.claims(began):
-            return Own(began).encoder_description
+            described = Own(began).arguments.get("encoder")
+            if not isinstance(described, dict):  # not asked further: files could name each other in a circle
+                raise CheckpointError(f"{self.path} names {began.path} as its encoder, which has none of its own")
+            return described
         known = {name: value for name, value in (self.arguments.get("overrides") or {}).items() if value is not None}
         sizes = encoder_arguments(self.path, state, Hints(**{"rotary": "pos_embed" not in state, **known}))
         return {"class_path": "jepa_lightning.VisionTransformer", "init_args": _plain(sizes)}

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from jepa_lightning.models import Encoder, Predictor
 from jepa_lightning.preprocessing import Preprocessing
-from jepa_lightning.weights.base import Hints, OneEncoder, part_of
+from jepa_lightning.weights.base import FREE, Hints, OneEncoder, part_of
 from jepa_lightning.weights.description import encoder_builder, predictor_builder
 from jepa_lightning.weights.file import File, read
 from jepa_lightning.weights.networks import Branch, Networks, filled, outlined
@@ -94,6 +94,11 @@ class Safetensors(OneEncoder):
         )
         held = cast(Branch, self.about["branch"])
         return Networks(encoder, held, wanted.with_shorter_side(said["shorter_side"]), read_too)
+
+    @property
+    def licence(self) -> str:
+        """Whoever trained it decides."""
+        return f"{FREE}: say it here."
 
     def outline(self, hints: Hints | None = None) -> Encoder | None:
         """The encoder without its weights."""

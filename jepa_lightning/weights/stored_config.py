@@ -38,10 +38,10 @@ WRITES = {"cache": None, "download": False}
 """Options of data that would write files, and what they are set to."""
 LOADS = {"pretrained": False, "weights": None, "checkpoint_path": None}
 """Options of networks that would load tensors from elsewhere, likewise: those in the file take their place anyway."""
-ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")
-"""What timm takes for the name of a network that has to be fetched."""
 OPTIMIZERS = "torch.optim."
 """Beside those of trusted packages, these classes may be named: they are harmless, and there are no others for it."""
+LARGEST_SCALAR, LARGEST_NUMBER = 4096, 64
+"""Characters of a text, and of what may be a number: YAML reads ``1:1:1`` with base 60, which takes long."""
 LARGEST_SEED = 2**32
 NAME = re.compile(r"\w+(\.\w+){1,9}", re.ASCII)
 """Of a class."""
@@ -85,7 +85,7 @@ def parse(path: Path, text: Any) -> Section:
         data, trainer, probe = (dict(content.get(name) or {}) for name in ("data", "trainer", "probe"))
     except Unreadable as error:
         raise Unreadable(f"{path}: {error}") from error
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
         raise Unreadable(f"{path}: the configuration in it is damaged ({type(error).__name__})") from error
     seed = content.get("seed_everything")
     found = {
@@ -126,12 +126,21 @@ def _load(text: Any) -> Section:
             anchor, before = stack.pop()
             counts[anchor] = total - before
         elif isinstance(event, yaml.ScalarEvent):
+            if len(event.value) > LARGEST_SCALAR or (
+                event.implicit[0] and len(event.value) > LARGEST_NUMBER <= _digits(event.value)
+            ):
+                raise Unreadable(f"the configuration in it has a value of {len(event.value):,} characters")
             total += 1
             counts[anchor] = 1
         if total > MOST_NODES or len(stack) > DEEPEST:
             raise Unreadable(f"the configuration in it has more than {MOST_NODES:,} values or {DEEPEST} levels")
     content = yaml.load(text, Loader=loader)  # one of the safe loaders
     return dict(content)
+
+
+def _digits(text: str) -> int:
+    """How many characters of a text may be of a number, however YAML writes it."""
+    return sum(character in "0123456789abcdefABCDEFxXoO_:+-." for character in text)
 
 
 def _moved(value: Any) -> Any:
@@ -202,9 +211,10 @@ def check(path: Path, value: Any, place: str, hint: Any = object) -> None:
     elif isinstance(value, dict) and "class_path" in value:
         _check_class(path, value, place, hint)
     elif isinstance(value, dict):
-        hints = _arguments(_dataclass(hint)) if _dataclass(hint) else {}
-        for key, entry in value.items():
-            check(path, entry, f"{place}.{key}", hints.get(key))
+        kind = _dataclass(hint)
+        if kind is None and _kinds(hint):
+            raise Unreadable(f"{path}: {place} describes an object without its class_path, which says what it is")
+        _check_arguments(path, value, place, _arguments(kind) if kind else {}, takes_any=kind is None)
 
 
 def _check_text(path: Path, value: str, place: str, hint: Any) -> None:
@@ -214,7 +224,8 @@ def _check_text(path: Path, value: str, place: str, hint: Any) -> None:
             f"{path}: {place} is the text {value[:80]!r} where a class is described: a checkpoint must not name code "
             "or files of code; it was not loaded. Give a checkpoint that `jepa fit` wrote"
         )
-    if value.startswith(ELSEWHERE):
+    fetched = place.startswith(("model", "network")) and not place.endswith(".checkpoint")
+    if fetched and (":" in value or (place.endswith(".name") and "/" in value)):
         raise NotTrusted(f"{path}: {place} is {value[:80]!r}: a checkpoint must not fetch a network from elsewhere")
 
 
@@ -228,9 +239,17 @@ def _check_class(path: Path, value: Section, place: str, hint: Any) -> None:
     if not issubclass(kind, wanted):
         names = " or ".join(each.__name__ for each in wanted) or "no class"
         raise Unreadable(f"{path}: {place} is of the class {name}, but {names} goes there")
-    hints = _arguments(kind)
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in inspect.signature(kind.__init__).parameters.values())
+    _check_arguments(path, arguments, place, _arguments(kind), takes_any)
+
+
+def _check_arguments(path: Path, arguments: Section, place: str, hints: dict[str, Any], takes_any: bool) -> None:
+    """Check the options of an object by their annotations, and that it has them unless it ``takes_any``."""
     for key, entry in arguments.items():
-        check(path, entry, f"{place}.{key}", hints.get(key))
+        name = repr(str(key)[:80])[1:-1]  # it goes to a terminal
+        if key not in hints and not takes_any:
+            raise Unreadable(f"{path}: {place} has the option {name}, which its class does not have in this version")
+        check(path, entry, f"{place}.{name}", hints.get(key))
 
 
 def resolve(path: Path, name: Any, place: str) -> type:
@@ -276,6 +295,7 @@ def _arguments(kind: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for base in reversed(inspect.getmro(kind)):
         if "__init__" in vars(base):
+            found |= dict.fromkeys(inspect.signature(base.__init__).parameters)  # type: ignore[misc]
             try:
                 found |= get_type_hints(base.__init__)  # type: ignore[misc]
             except (NameError, TypeError, AttributeError):  # an annotation that only type checkers can resolve

@@ -128,13 +128,18 @@ def test_another_method_than_that_of_the_checkpoint_is_refused(saved: Save) -> N
         with_checkpoint(arguments)
 
 
-def test_a_folder_of_several_parts_is_described_by_the_configuration_beside_it(saved: Save) -> None:
+def test_a_folder_of_several_parts_that_is_trusted_is_described_by_the_configuration_beside_it(saved: Save) -> None:
     folder = Path("runs/x/version_0/checkpoints/last.ckpt")
     folder.mkdir(parents=True)
     (folder / ".metadata").touch()
     text = torch.load(saved(), weights_only=True)[CONFIG_KEY]
     (folder.parent.parent / "config.yaml").write_text(text)
-    assert said(with_checkpoint(["validate", "--ckpt_path", str(folder)]))["data"]["init_args"]["root"] == "photos"
+    assert (
+        said(with_checkpoint(["validate", "--ckpt_path", str(folder), "--trust", str(folder)]))["data"]["init_args"][
+            "root"
+        ]
+        == "photos"
+    )
 
 
 @pytest.mark.parametrize("arguments", [["fit"], ["list"], ["fit", "--help"], ["fit", "--ckpt_path", "last"], []])

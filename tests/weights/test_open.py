@@ -237,7 +237,10 @@ def test_damage_in_a_configuration_is_told(networks: Networks, tmp_path: Path) -
     ("files", "message"),
     [
         ({}, "is a folder, not a checkpoint: give a file in it"),
-        ({".metadata": ""}, "is a checkpoint in several parts .FSDP.: make one file of it first"),
+        (
+            {".metadata": ""},
+            "is a checkpoint in several parts .FSDP., whose index is a pickle .* or make one file of it: python -m",
+        ),
         ({"config.json": "{"}, "config.json is no valid JSON"),
         ({"config.json": "[]"}, "config.json is neither transformers'"),
         ({"config.json": '{"model_type": "bert"}', "model.safetensors": None}, "model_type 'bert' is no JEPA"),
