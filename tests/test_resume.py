@@ -174,6 +174,19 @@ def test_the_checkpoint_alone_resumes_bit_for_bit(whole: str, image_folder: Path
     assert_same_end(whole, "parts")
 
 
+def test_moments_of_another_shape_are_refused_by_name(image_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        main(options(image_folder, "parts", "--data.num_workers=0", "--trainer.callbacks+=killer.Stop",
+                     "--trainer.callbacks.step=13"))  # fmt: skip
+    content = torch.load(max(Path("runs").rglob("last.ckpt")), weights_only=True)
+    next(iter(content["optimizer_states"][0]["state"].values()))["exp_avg"] = torch.zeros(3)
+    torch.save(content, tmp_path / "other.ckpt")
+    for option in ("--ckpt_path=other.ckpt", "--init_from=other.ckpt"):
+        with pytest.raises(SystemExit) as stop:
+            main(options(image_folder, "more", "--data.num_workers=0", option))
+        assert re.search(r"exp_avg of encoder\.\S+ is \(3,\), the parameter is ", str(stop.value.code)), stop.value.code
+
+
 # ---------------------------------------------------------------------- with other settings than before
 
 

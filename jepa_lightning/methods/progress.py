@@ -73,7 +73,12 @@ class Progress(LightningModule):
         }
 
     def on_train_start(self) -> None:
-        """Go on at the same fraction; say what changed, and if the learning rate will never reach its peak."""
+        """Go on at the same fraction; say what changed, and if the learning rate will never reach its peak.
+
+        Raises:
+            ValueError: If the optimizer state that was loaded is of other parameters.
+        """
+        self._check_moments()
         stored, self._stored, self._shift = self._stored, None, 0
         if stored is not None:
             self._resume(stored, self._settings())
@@ -87,6 +92,22 @@ class Progress(LightningModule):
                 f"the warm-up of the learning rate, {warmup} steps, is longer than the training, {steps} steps: its "
                 f"peak is never reached; set --model.{name}.warmup_epochs to less than {steps / per_epoch:g}"
             )
+
+    def _check_moments(self) -> None:
+        """PyTorch takes moments of any shape, and its fused steps then read memory that is not theirs."""
+        for optimizer in self.trainer.optimizers:
+            for parameter, state in optimizer.state.items():
+                for name, moment in state.items():
+                    if moment is None or not name.startswith(("exp_avg", "momentum")):
+                        continue
+                    if getattr(moment, "shape", None) != parameter.shape:
+                        found = tuple(getattr(moment, "shape", ())) or type(moment).__name__
+                        which = next(key for key, each in self.named_parameters() if each is parameter)
+                        raise ValueError(
+                            f"the optimizer state of the checkpoint does not fit the model: {name} of {which} is "
+                            f"{found}, the parameter is {tuple(parameter.shape)}; start a new training from its "
+                            "networks with --init_from"
+                        )
 
     def _resume(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         """Convert what is behind to steps of today."""
