@@ -21,6 +21,7 @@ from jepa_lightning.data.workers import start_worker
 from jepa_lightning.masking import MaskCollator, MaskedBatch, MaskSampler, Sample, seeded
 from jepa_lightning.masking.sampler import Grid
 from jepa_lightning.preprocessing import Preprocessing
+from jepa_lightning.ranges import within
 
 MaskFactory = Callable[[Grid], MaskSampler]
 Classes = list[str] | list[list[str]]
@@ -65,6 +66,8 @@ class JEPADataModule(LightningDataModule):
         self.num_workers = _default_workers() if num_workers is None else num_workers
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self.img_size, self.patch_size = img_size, patch_size
+        within(-1e6, 1e6, mean=mean)
+        within(1e-6, 1e6, std=std)  # 0 makes infinite pixels
         self.mean, self.std = mean, std
         self._encoder: Any = None
 

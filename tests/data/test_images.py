@@ -209,3 +209,16 @@ def test_the_module_describes_what_evaluation_does_to_a_picture(image_folder: Pa
     seen = data.dataset("val", augment=False)[0].inputs
     assert torch.equal(seen, pil_to_tensor(wanted.crop(data.images("val").image(0))))
     assert torch.equal(data.normalize(seen[None])[0], wanted.normalize(seen))
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e9])
+def test_normalization_that_makes_no_finite_pixels_is_refused(image_folder: Path, name: str, value: float) -> None:
+    usual, wrong = (0.5, 0.5, 0.5), (0.5, value, 0.5)
+    with pytest.raises(ValueError, match=f"{name} .*: use"):
+        data_module(image_folder, normalization=(wrong, usual) if name == "mean" else (usual, wrong))
+
+
+def test_a_standard_deviation_of_0_is_refused(image_folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"std \(0\.2, 0\.0, 0\.2\): use 1e-06 to"):
+        data_module(image_folder, normalization=((0.5, 0.5, 0.5), (0.2, 0.0, 0.2)))
