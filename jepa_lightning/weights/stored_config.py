@@ -211,8 +211,10 @@ def check(path: Path, value: Any, place: str, hint: Any = object) -> None:
     elif isinstance(value, dict) and "class_path" in value:
         _check_class(path, value, place, hint)
     elif isinstance(value, dict):
-        kind = _dataclass(hint)
-        if kind is None and _kinds(hint):
+        kind, kinds = _dataclass(hint), _kinds(hint)
+        if kind is None and len(kinds) == 1 and _allowed(kinds[0].__module__) and not inspect.isabstract(kinds[0]):
+            kind = kinds[0]  # one class only goes there, as the regulariser of LeJEPA: its name may be left out
+        if kind is None and kinds:
             raise Unreadable(f"{path}: {place} describes an object without its class_path, which says what it is")
         _check_arguments(path, value, place, _arguments(kind) if kind else {}, takes_any=kind is None)
 

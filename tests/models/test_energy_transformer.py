@@ -241,7 +241,7 @@ def test_a_step_that_does_not_descend_is_refused(alpha: float) -> None:
 
 
 def test_no_step_and_heads_that_do_not_divide_the_width_are_refused(tiny_encoder: EncoderFactory) -> None:
-    with pytest.raises(ValueError, match="at least one step, but depth is 0: set depth"):
+    with pytest.raises(ValueError, match="depth 0: use at least 1"):
         tiny_encoder(blocks=EnergyBlocks(), depth=0)
     with pytest.raises(ValueError, match="embed_dim 32 is not divisible by num_heads 5"):
         tiny_encoder(blocks=EnergyBlocks(), num_heads=5)
