@@ -46,6 +46,7 @@ OBSERVERS = {
     "features": callbacks.FeatureWriter,
     "maps": Maps,
     "report": callbacks.Report,
+    "verdict": callbacks.Verdict,
 }
 """Always there, each configured under its name: `--probe.k 10`."""
 

@@ -20,6 +20,10 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "init": Command(
+        "jepa_lightning.commands.init:main",
+        "Look at a folder of your images, videos or episodes and write a configuration that fits.",
+    ),
     "inspect": Command(
         "jepa_lightning.commands.inspect:main",
         "Say what a checkpoint is, whoever wrote it: networks, sizes, epoch, licence.",
