@@ -38,7 +38,8 @@ def propagate(
     first: Int[Tensor, "H W"],
     objects: int,
     options: Propagation | None = None,
-) -> Int[Tensor, "t H W"]:
+    size: tuple[int, int] | None = None,
+) -> Int[Tensor, "t height width"]:
     """The object of each pixel in each frame, 0 for the background.
 
     Args:
@@ -46,6 +47,7 @@ def propagate(
         first: Objects of the first frame, from 1; 0 is the background.
         objects: How many objects there are.
         options: How; None for the values of DINO.
+        size: Height and width of the result; None for those of ``first``.
     """
     options = options or Propagation()
     grid, units = tokens.shape[1:3], F.normalize(tokens.float().flatten(1, 2), dim=-1)  # (T, N, D)
@@ -63,8 +65,10 @@ def propagate(
         labels = torch.cat([maps[other] for other in seen])
         maps.append((weights.unsqueeze(-1) * labels[index]).sum(dim=1))
     shares = torch.stack(maps).unflatten(1, grid)
-    found = upsampled(shares, (first.shape[0], first.shape[1])).argmax(dim=1)
-    return torch.cat([first[None].to(found), found[1:]])
+    large = upsampled(shares, size or (first.shape[0], first.shape[1]))
+    least, most = (extreme(large.flatten(2), dim=2)[..., None, None] for extreme in (torch.amin, torch.amax))
+    # Each object's highest value counts as certain, or what is thinner than a token would be lost (DINO's protocol).
+    return torch.where(most > 0, (large - least) / (most - least).clamp(min=1e-12), large).argmax(dim=1)
 
 
 def region(predicted: Bool[Tensor, "H W"], true: Bool[Tensor, "H W"]) -> float:
@@ -103,12 +107,18 @@ def _share(points: Bool[Tensor, "H W"], others: Bool[Tensor, "H W"], radius: int
     return int((points & reached).sum()) / int(points.sum())
 
 
-def j_and_f(predicted: Int[Tensor, "t H W"], true: Int[Tensor, "t H W"], objects: int) -> tuple[float, float]:
-    """J and F of a clip: means over its objects and over its frames but the first, which was given, and the last.
+def scored_frames(frames: int) -> range:
+    """All but the first, which was given, and the last; of two frames the second, which DAVIS does not have."""
+    return range(1, frames - 1) if frames > 2 else range(1, frames)
 
-    J&F is the mean of both. A clip of two frames is scored on its second one, which DAVIS does not have.
+
+def j_and_f(predicted: Int[Tensor, "t H W"], true: Int[Tensor, "t H W"], objects: int) -> Float[Tensor, "objects 2"]:
+    """J and F of each object of a clip, means over the frames that are scored.
+
+    DAVIS gives the means of both over the objects of all clips, and J&F, the mean of the two.
     """
-    frames = range(1, len(true) - 1) if len(true) > 2 else range(1, len(true))
-    pairs = [(predicted[t] == number, true[t] == number) for number in range(1, objects + 1) for t in frames]
-    each = torch.tensor([[region(*pair), contour(*pair)] for pair in pairs], dtype=torch.float64)
-    return float(each[:, 0].mean()), float(each[:, 1].mean())
+    frames, each = scored_frames(len(true)), []
+    for number in range(1, objects + 1):
+        pairs = [(predicted[t] == number, true[t] == number) for t in frames]
+        each.append(torch.tensor([[region(*pair), contour(*pair)] for pair in pairs]).mean(dim=0))
+    return torch.stack(each)
