@@ -41,6 +41,7 @@ MAY_IMPORT = {
         "log_steps",
         "trajectory",
         "ranges",
+        "weights",  # a teacher comes out of a checkpoint
     },
     # A probe opens the checkpoint that it is given, when it is built.
     "probing": {

@@ -58,7 +58,8 @@ class Dense:
         baselines: Also evaluate the encoder as it was before training, and raw pixels.
         steps: Steps in which a linear head learns.
         batch_size: Samples of a step; null for 16 images or 4 clips.
-        lr: Learning rate of a linear head; null for DINOv3's, 1e-3 for classes and 3e-4 for depth.
+        lr: Learning rate of a linear head; null for DINOv3's, 1e-3 for classes and 3e-4 for depth, and for ten times
+            that in less than 10,000 steps (DINOv3 has 40,000).
         k: Neighbours; null for 30 in segmentation and 5 in propagation.
         alpha: Of PCK: a point is found within that fraction of the longer side of the picture.
         max_samples: At most that many samples of each split; null for all.
@@ -129,12 +130,13 @@ def evaluate(task: str, chosen: Dense, opened: Sequence[Weights], source: DenseS
         task: A key of TASKS.
         chosen: The options.
         opened: The checkpoints.
-        source: The data; None for the embedded scenes or clips, whichever suits the first encoder and the task.
+        source: The data; None for the embedded scenes or, of propagation and of points that move, the embedded clips.
     """
     begun = time.monotonic()
     device = torch.device(chosen.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     readers, first = _readers(chosen, opened, device)
-    source = source or (EmbeddedClips() if first.num_frames > 1 or task == "propagation" else EmbeddedScenes())
+    moving = task == "propagation" or (task == "correspondence" and first.num_frames > 1)
+    source = source or (EmbeddedClips() if moving else EmbeddedScenes())
     source.prepare()
     frames = chosen.num_frames or (first.num_frames if first.num_frames > 1 else FRAMES)
     size = _size(chosen, first)

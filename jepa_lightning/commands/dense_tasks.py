@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from jepa_lightning.commands import dense_pictures as pictures
-from jepa_lightning.commands.dense_setup import Outcome, Setup
+from jepa_lightning.commands.dense_setup import Outcome, Reader, Setup
 from jepa_lightning.data.dense import Labelled, resized_frames, resized_labels
 from jepa_lightning.evaluation.correspondence import matched_points, within
 from jepa_lightning.evaluation.depth import DEPTH_CLIP, DEPTH_RECIPE, DepthHead, depth_error, depth_sums
@@ -301,7 +301,8 @@ def _head(kind: Callable[..., torch.nn.Module], device: torch.device, *sizes: An
 def _said(recipe: Recipe) -> str:
     return (
         f"AdamW {recipe.lr:g}, weight decay {recipe.weight_decay:g}, {recipe.steps:,} steps of {recipe.batch_size}, "
-        f"warm-up over {100 * recipe.warmup:g} %, then a cosine to 0 (DINOv3's values but for the number of steps)"
+        f"warm-up over {100 * recipe.warmup:g} %, then a cosine to 0 (DINOv3: 40,000 steps of 16, of classes at "
+        "0.001 and of depth at 0.0003)"
     )
 
 

@@ -59,6 +59,12 @@ class Encoder(nn.Module, ABC):
         With Padded, samples with different numbers of tokens, the result has zeros where there is no token.
         """
 
+    def summary(
+        self, inputs: Float[Tensor, "batch channels *size"], context: Int[Tensor, "batch k"] | None = None
+    ) -> Float[Tensor, "batch dim"]:
+        """One vector for each input: the mean of its tokens, unless a subclass has a class token."""
+        return self(inputs, context).mean(dim=1)
+
     @abstractmethod
     def grid_of(self, inputs: Tensor) -> Grid:
         """The token grid of an input of any size."""

@@ -36,8 +36,8 @@ MEASURES = ("max_train", "max_held_out", "k")
 """Numbers of the probe: with others, an evaluation would not repeat what the training printed."""
 WRITES = {"cache": None, "download": False}
 """Options of data that would write files, and what they are set to."""
-LOADS = {"pretrained": False, "weights": None, "checkpoint_path": None}
-"""Options of networks that would load tensors from elsewhere, likewise: those in the file take their place anyway."""
+LOADS = {"pretrained": False, "weights": None, "checkpoint_path": None, "teacher": None}
+"""Options that would load tensors from elsewhere, likewise: those of networks are in the file anyway."""
 OPTIMIZERS = "torch.optim."
 """Beside those of trusted packages, these classes may be named: they are harmless, and there are no others for it."""
 LARGEST_SCALAR, LARGEST_NUMBER = 4096, 64
