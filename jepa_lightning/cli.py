@@ -64,6 +64,12 @@ class JepaCLI(LightningCLI):
             help="fit: start a new training from the networks and optimizer state of this checkpoint (a cool-down at "
             "another resolution, other data); --ckpt_path instead goes on with the same training.",
         )
+        parser.add_argument(
+            "--init_optimizer",
+            type=bool,
+            default=True,
+            help="With --init_from: also take the optimizer state, if there is one; false: the optimizer starts anew.",
+        )
         parser.add_argument("--trust", action="append", default=[], help=f"Name of a {TRUST}.")
         parser.add_argument("--allow_non_finite", action="store_true", help=f"{NON_FINITE.capitalize()}.")
 
@@ -132,7 +138,8 @@ class JepaCLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, callbacks.Probe):
                 callback.start = Path(config.init_from).name
-        self.trainer.callbacks.append(callbacks.OptimizerState(moments))  # type: ignore[attr-defined]
+        if config.init_optimizer:
+            self.trainer.callbacks.append(callbacks.OptimizerState(moments))  # type: ignore[attr-defined]
 
     def validate(self, **kwargs: Any) -> None:
         """`jepa validate`; the probe prints a better table than Lightning."""

@@ -333,6 +333,7 @@ def test_no_constructor_has_more_than_10_arguments() -> None:
         "models/vision_transformer.py:VisionTransformer": 14,
         "methods/vjepa21.py:VJEPA21": 12,
         "models/dense_predictor.py:DensePredictor": 12,
+        "models/causal_transformer.py:CausalVisionTransformer": 14,
         "models/dense_transformer.py:DenseVisionTransformer": 15,
         "models/predictor.py:Predictor": 14,
         "probing/attentive.py:AttentiveProbe": 11,

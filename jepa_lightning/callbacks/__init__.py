@@ -4,6 +4,7 @@ from jepa_lightning.callbacks.alarm import Alarm
 from jepa_lightning.callbacks.checkpoints import Checkpoints
 from jepa_lightning.callbacks.config import SaveConfig
 from jepa_lightning.callbacks.features import FeatureWriter
+from jepa_lightning.callbacks.forgetting import Forgetting
 from jepa_lightning.callbacks.health import Health
 from jepa_lightning.callbacks.monitor import Monitor
 from jepa_lightning.callbacks.optimizer_state import OptimizerState
@@ -16,6 +17,7 @@ __all__ = [
     "Alarm",
     "Checkpoints",
     "FeatureWriter",
+    "Forgetting",
     "Health",
     "Monitor",
     "OptimizerState",

@@ -89,7 +89,11 @@ def read_depth(path: Path, scale: float) -> Tensor:
         raise LabelError(f"{printable(path.stem)} has no depth file ({', '.join(DEPTHS)})")
     name = printable(found.name)
     try:
-        values = np.load(found, allow_pickle=False) if found.suffix == ".npy" else np.asarray(Image.open(found))
+        if found.suffix == ".npy":
+            values = np.load(found, allow_pickle=False)
+        else:
+            with Image.open(found) as image:
+                values = np.asarray(image)
     except (OSError, ValueError) as error:
         raise LabelError(f"{name} cannot be read ({error})") from error
     if values.ndim != 2:

@@ -94,7 +94,8 @@ class Distillation(JEPA):
             predicted = self.masked_head(self.predictor(context, masks.context, masks.targets, family, grid))
             target, visible = gather_tokens(features, masks.targets), gather_tokens(features, masks.context)
             on_masked.append(mean_of(self.distance(predicted, target), masks.targets))
-            on_visible.append(mean_of(self.distance(self.visible_head(context), visible), masks.context))
+            context = self.visible_head(context)  # as wide as the teacher, as what observers compare it with
+            on_visible.append(mean_of(self.distance(context, visible), masks.context))
         self.observe(Observed(batch.masks[-1], grid, context, predicted, features))
         masked_loss, visible_loss = torch.stack(on_masked).mean(), torch.stack(on_visible).mean()
         return {
