@@ -62,7 +62,15 @@ MAY_IMPORT = {
     # Exports are compared on real pictures.
     "export": {"weights", "loading", "models", "masking", "preprocessing", "data.embedded", "data.moving_digits"},
     # A page, and `jepa predict` draws the same: principal components as the pictures of a training show them.
-    "explore": {"callbacks.pictures", "data", "models", "masking", "distributed", "preprocessing"},
+    "explore": {
+        "callbacks.pictures",
+        "evaluation.propagation",
+        "data",
+        "models",
+        "masking",
+        "distributed",
+        "preprocessing",
+    },
     "commands": {
         *("planning", "environments", "methods"),
         *("weights", "loading", "export", "explore", "evaluation", "probing", "data", "models", "masking", "metrics"),

@@ -33,6 +33,35 @@ class Propagation(NamedTuple):
 
 
 @torch.no_grad()
+def carried(
+    tokens: Float[Tensor, "t h w dim"], first: Float[Tensor, "h w labels"], options: Propagation | None = None
+) -> Float[Tensor, "t h w labels"]:
+    """How much of each label each token gets, from those that the first frame has.
+
+    Args:
+        tokens: Tokens of each frame, or tubelet, on their grid.
+        first: Labels of the tokens of the first frame.
+        options: How; None for the values of DINO.
+    """
+    options = options or Propagation()
+    grid, units = tokens.shape[1:3], F.normalize(tokens.float().flatten(1, 2), dim=-1)  # (T, N, D)
+    rows, columns = (torch.arange(side, device=tokens.device) for side in grid)
+    place = torch.cartesian_prod(rows, columns)  # (N, 2)
+    near = (place[:, None] - place).abs().amax(dim=-1) <= options.radius  # (N, N)
+    maps = [first.flatten(0, 1)]  # (N, labels)
+    for frame in range(1, len(tokens)):
+        seen = sorted({0, *range(max(0, frame - options.last), frame)})
+        similarity = torch.cat(
+            [(units[frame] @ units[other].T).masked_fill(~near, -torch.inf) for other in seen], dim=1
+        )
+        nearest, index = similarity.topk(min(options.k, similarity.shape[1]), dim=1)
+        weights = (nearest / options.temperature).softmax(dim=1)  # (N, k)
+        labels = torch.cat([maps[other] for other in seen])
+        maps.append((weights.unsqueeze(-1) * labels[index]).sum(dim=1))
+    return torch.stack(maps).unflatten(1, grid)
+
+
+@torch.no_grad()
 def propagate(
     tokens: Float[Tensor, "t h w dim"],
     first: Int[Tensor, "H W"],
@@ -49,22 +78,7 @@ def propagate(
         options: How; None for the values of DINO.
         size: Height and width of the result; None for those of ``first``.
     """
-    options = options or Propagation()
-    grid, units = tokens.shape[1:3], F.normalize(tokens.float().flatten(1, 2), dim=-1)  # (T, N, D)
-    rows, columns = (torch.arange(side, device=tokens.device) for side in grid)
-    place = torch.cartesian_prod(rows, columns)  # (N, 2)
-    near = (place[:, None] - place).abs().amax(dim=-1) <= options.radius  # (N, N)
-    maps = [token_shares(first[None], (grid[0], grid[1]), objects + 1)[0].flatten(0, 1)]  # (N, objects + 1)
-    for frame in range(1, len(tokens)):
-        seen = sorted({0, *range(max(0, frame - options.last), frame)})
-        similarity = torch.cat(
-            [(units[frame] @ units[other].T).masked_fill(~near, -torch.inf) for other in seen], dim=1
-        )
-        nearest, index = similarity.topk(min(options.k, similarity.shape[1]), dim=1)
-        weights = (nearest / options.temperature).softmax(dim=1)  # (N, k)
-        labels = torch.cat([maps[other] for other in seen])
-        maps.append((weights.unsqueeze(-1) * labels[index]).sum(dim=1))
-    shares = torch.stack(maps).unflatten(1, grid)
+    shares = carried(tokens, token_shares(first[None], (tokens.shape[1], tokens.shape[2]), objects + 1)[0], options)
     large = upsampled(shares, size or (first.shape[0], first.shape[1]))
     least, most = (extreme(large.flatten(2), dim=2)[..., None, None] for extreme in (torch.amin, torch.amax))
     # Each object's highest value counts as certain, or what is thinner than a token would be lost (DINO's protocol).
