@@ -89,6 +89,10 @@ class Setup(NamedTuple):
         if not found:
             raise ValueError(self.report.nothing())
 
+    def is_shown(self, number: int, count: int) -> bool:
+        """Whether a sample of the reported split is one of so many that are spread over it: its files are sorted."""
+        return number % max(1, len(self.report) // count) == 0
+
     def recipe(self, usual: Recipe) -> Recipe:
         """How heads learn."""
         lr = self.lr or usual.lr * (10 if self.steps < FEW_STEPS else 1)

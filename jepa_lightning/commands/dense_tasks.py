@@ -75,7 +75,7 @@ def segmentation(setup: Setup) -> Outcome:
     banks = [(torch.cat(fit.bank.tokens), torch.cat(fit.bank.shares)) for fit in fits]
     scores: list[dict[str, Ratios]] = [{LINEAR: Ratios(), NEAREST: Ratios()} for _ in setup.readers]
     shown: list[pictures.Row] = []
-    for sample in setup.reported():
+    for number, sample in enumerate(setup.reported()):
         frames, labels = setup.frames([sample]), setup.labels(sample).to(setup.device)
         size, predicted = (labels.shape[-2], labels.shape[-1]), []
         for reader, fit, bank, score in zip(setup.readers, fits, banks, scores, strict=True):
@@ -86,7 +86,7 @@ def segmentation(setup: Setup) -> Outcome:
                 right = matrix.diagonal()
                 score[name].add(right, matrix.sum(dim=0) + matrix.sum(dim=1) - right)
             predicted.append(maps[LINEAR][0])
-        if len(shown) < SHOWN:
+        if len(shown) < SHOWN and setup.is_shown(number, SHOWN):
             shown.append(pictures.Row(sample.frames[0], labels[0], predicted))
     sentences = [
         f"Linear head: BatchNorm and a 1x1 convolution, cross-entropy at the size of the inputs, {_said(recipe)}.",
@@ -141,18 +141,18 @@ def depth(setup: Setup) -> Outcome:
     fits = _fit_depth(setup, recipe)
     errors, close = [Ratios(torch.sqrt) for _ in setup.readers], [Ratios() for _ in setup.readers]
     shown: list[pictures.Row] = []
-    for sample in setup.reported():
+    for number, sample in enumerate(setup.reported()):
         frames, true = setup.frames([sample]), setup.source.depth_of(setup.labels(sample)).to(setup.device)
         predicted = []
-        for number, (reader, fit) in enumerate(zip(setup.readers, fits, strict=True)):
+        for place, (reader, fit) in enumerate(zip(setup.readers, fits, strict=True)):
             with torch.no_grad():
                 found = fit.head.eval()(reader.of_frames(frames), true.shape[-2:])
             sums = depth_sums(found, true)
             pixels = torch.tensor([sums.pixels])
-            errors[number].add(torch.tensor([sums.squares]), pixels)
-            close[number].add(torch.tensor([sums.close]), pixels)
+            errors[place].add(torch.tensor([sums.squares]), pixels)
+            close[place].add(torch.tensor([sums.close]), pixels)
             predicted.append(found[0])
-        if len(shown) < SHOWN:
+        if len(shown) < SHOWN and setup.is_shown(number, SHOWN):
             shown.append(pictures.Row(sample.frames[0], true[0], predicted))
     fitted = len(setup.train or ())
     results = [setup.result(RMSE, r, score, fitted) for r, score in zip(setup.readers, errors, strict=True)]
@@ -194,7 +194,7 @@ def correspondence(setup: Setup) -> Outcome:
             hits = torch.stack([within(found[t - 1], points[t], setup.size, setup.alpha) for t in pairs])
             score.add(hits.sum()[None], torch.tensor([hits.numel()]))
             found_by.append(found[-1])
-        if len(shown) < SHOWN:
+        if len(shown) < SHOWN and setup.is_shown(number, SHOWN):
             shown.append(pictures.Match(frames[0, 0], frames[0, -1], points[0], points[-1], found_by))
     results = [setup.result(f"PCK@{setup.alpha:g}", r, s) for r, s in zip(setup.readers, scores, strict=True)]
     where = (
@@ -229,7 +229,7 @@ def propagation(setup: Setup) -> Outcome:
     options = Propagation() if setup.k is None else Propagation(k=setup.k)
     scores = [{name: Ratios() for name in ("J&F", "J", "F")} for _ in setup.readers]
     shown: list[pictures.Strip] = []
-    for sample in setup.reported():
+    for number, sample in enumerate(setup.reported()):
         frames, (objects, count) = setup.frames([sample]), _objects(setup.labels(sample))
         if not count:
             setup.report.left_out[sample.name] = f"{sample.name} has no object in its first frame"
@@ -243,7 +243,7 @@ def propagation(setup: Setup) -> Outcome:
             for name, total in (("J&F", (region + contour) / 2), ("J", region), ("F", contour)):
                 score[name].add(total, torch.tensor([count]))
             carried.append(found)
-        if len(shown) < SHOWN // 2:
+        if not shown or (len(shown) < SHOWN // 2 and setup.is_shown(number, SHOWN // 2)):
             shown.append(pictures.Strip(sample.frames, objects, carried))
     if not shown:
         raise ValueError(setup.report.nothing())
