@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import av
 import numpy as np
@@ -18,9 +17,7 @@ from jepa_lightning.data.frame_table import read_frame_table
 from jepa_lightning.data.pyav_video import PyAVVideo
 from jepa_lightning.data.video import Decoder, Video, VideoError, VideoInfo
 
-__all__ = ["Decoder", "PyAVDecoder", "TorchCodecDecoder", "Video", "VideoError", "VideoInfo", "with_timeout"]
-
-T = TypeVar("T")
+__all__ = ["Decoder", "PyAVDecoder", "TorchCodecDecoder", "Video", "VideoError", "VideoInfo"]
 
 
 class PyAVDecoder(Decoder):
@@ -118,37 +115,3 @@ def _torchcodec() -> Any:
             "libraries (apt install ffmpeg), or use PyAVDecoder"
         ) from error
     return VideoDecoder
-
-
-def with_timeout(function: Callable[[], T], seconds: float) -> T:
-    """The result of a function that may never return, as reading from a dead disk does.
-
-    It runs in a thread of its own. If that is late it is left behind, for nothing can stop it, and the caller goes on.
-
-    Args:
-        function: What to do.
-        seconds: How long to wait.
-
-    Raises:
-        TimeoutError: If it took longer.
-    """
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(function())
-        except BaseException as error:  # goes on in the caller
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="with_timeout", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        try:
-            raise errors[0]
-        finally:
-            errors.clear()  # or the error would hold this frame and this frame the error, with all that both know
-    if not results:
-        raise TimeoutError(f"no answer within {seconds:g} seconds")
-    return results[0]

@@ -11,8 +11,10 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 from PIL import Image
 from torch.utils.data import ConcatDataset
 
+from jepa_lightning.data.channels import PICTURE_EXTENSIONS, Picture, as_channels, read_picture
 from jepa_lightning.data.files import find_files, held_out, printable
-from jepa_lightning.data.image_files import EXTENSIONS, read_image, to_rgb
+from jepa_lightning.data.image_files import read_image, to_rgb
+from jepa_lightning.data.scaled import Draw, read_part, resized_part
 from jepa_lightning.preprocessing import WHITE
 
 Split = Literal["train", "val", "test", "all"]
@@ -87,6 +89,15 @@ class Images(Listing):
     def image(self, index: int) -> Image.Image:
         """The decoded image in RGB; raises whatever the decoder raises."""
 
+    def picture(self, index: int, channels: int = 3) -> Picture:
+        """The decoded image with that number of channels."""
+        image = self.image(index)
+        return image if channels == 3 else as_channels(image, channels)
+
+    def part(self, index: int, draw: Draw, size: tuple[int, int], channels: int = 3) -> Picture:
+        """The part of an image that ``draw`` chooses for its height and width, resized."""
+        return resized_part(self.picture(index, channels), draw, size)
+
 
 class ImageSource(Source[Images]):
     """Images with labels in up to three splits."""
@@ -129,6 +140,14 @@ class FileImages(Files, Images):
     def image(self, index: int) -> Image.Image:
         """Decode the whole file, so that a truncated one fails here."""
         return read_image(self.root / self.files[index], self.background)
+
+    def picture(self, index: int, channels: int = 3) -> Picture:
+        """Decode the whole file."""
+        return read_picture(self.root / self.files[index], channels, self.background)
+
+    def part(self, index: int, draw: Draw, size: tuple[int, int], channels: int = 3) -> Picture:
+        """Decode as much as the part takes."""
+        return read_part(self.root / self.files[index], draw, size, channels, self.background)
 
 
 F = TypeVar("F", bound=Files)
@@ -240,7 +259,7 @@ class Folder(ClassFolders[FileImages], ImageSource):
     """
 
     kind = "image"
-    extensions = EXTENSIONS
+    extensions = PICTURE_EXTENSIONS
     listing = FileImages
 
 
@@ -256,6 +275,10 @@ class TorchvisionImages(Images):
     def image(self, index: int) -> Image.Image:
         """The image in RGB."""
         return to_rgb(self.dataset[self.indices[index]][0])
+
+    def picture(self, index: int, channels: int = 3) -> Picture:
+        """The image with that number of channels."""
+        return as_channels(self.dataset[self.indices[index]][0], channels)
 
     def name(self, index: int) -> str:
         """``CIFAR10/test/123``."""

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from jepa_lightning.data.decode import PyAVDecoder, TorchCodecDecoder, VideoError, with_timeout
+from jepa_lightning.data.decode import PyAVDecoder, TorchCodecDecoder, VideoError
+from jepa_lightning.data.timeout import with_timeout
 
 Make = Callable[..., Path]
 Numbers = Callable[[Tensor], list[int]]
