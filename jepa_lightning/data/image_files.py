@@ -46,8 +46,12 @@ def content_of(source: ImageFile) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def opened(source: ImageFile) -> Iterator[Image.Image]:
+def opened(source: ImageFile, name: str = "") -> Iterator[Image.Image]:
     """An image file of which only the header was read; errors on the way name it.
+
+    Args:
+        source: The file, or its content.
+        name: What messages call it; that of the file where it is empty.
 
     Raises:
         FileNotFoundError: No such file.
@@ -55,7 +59,7 @@ def opened(source: ImageFile) -> Iterator[Image.Image]:
             without a known range.
         OSError: If it is damaged.
     """
-    name = name_of(source)
+    name = name or name_of(source)
     try:
         with content_of(source) as file, Image.open(file) as image:
             if image.width * image.height > MAX_PIXELS:

@@ -62,16 +62,11 @@ class ImageDataset(ReadingDataset):
     ) -> None:
         super().__init__(images, seed, replace, report)
         self.images, self.transform, self.reader = images, transform, reader or Reader()
-        self.channels, self.any_range = channels, normalization is not None
-        self.normalize = partial(to_normal, normalization=normalization or default_normalization(channels))
-
-    @property
-    def crop(self) -> CropTransform | None:
-        """The transform, if it needs only a part of an image."""
-        transform = self.transform
         # Whoever overrides the whole of a transform wants whole images.
         own = isinstance(transform, CropTransform) and type(transform).__call__ is CropTransform.__call__
-        return transform if own else None  # type: ignore[return-value]
+        self.crop = cast(CropTransform, transform) if own else None
+        self.channels, self.any_range = channels, normalization is not None
+        self.normalize = partial(to_normal, normalization=normalization or default_normalization(channels))
 
     def generators(self, *key: int) -> tuple[Generator, Generator]:
         """One source: the crop is the first that the transform draws."""

@@ -133,13 +133,13 @@ class ReadingDataset(Dataset[Sample], ABC):
 
     def _read(self, index: int, generator: Generator) -> Any:
         """Read a sample; one that took too long is not waited for again, and warnings are counted."""
-        if (key := self.listing.key(index)) in self._late:
+        if self._late and self.listing.key(index) in self._late:
             raise TimeoutError("took too long before")
         try:
             with recorded() as said:
                 content = self.read(index, generator)
         except TimeoutError:
-            self._late.add(key)
+            self._late.add(self.listing.key(index))
             raise
         if said and index not in self._warned:
             self._warned.add(index)
@@ -165,9 +165,12 @@ class ReadingDataset(Dataset[Sample], ABC):
                     return _sample(self.view(self.blank()), self._unknown(), -1, epoch, step, turn)
                 reason = f"{self.listing.name(chosen)} ({type(error).__name__}: {error})"
                 continue
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.set_state(later.get_state())
+            before = torch.get_rng_state()  # fork_rng does the same, and takes longer
+            try:
+                torch.set_rng_state(later.get_state())
                 return _sample(self.view(content), self.listing.labels[chosen], chosen, epoch, step, turn)
+            finally:
+                torch.set_rng_state(before)
         raise ValueError(f"none of the {len(self)} samples could be decoded, the last: {reason}")
 
     def _unknown(self) -> Label:

@@ -177,12 +177,16 @@ class PretrainTransform(CropTransform):
         return to_tensor(self.colors(view))
 
 
+RATIO = (3 / 4, 4 / 3)
+"""Smallest and largest width of a box over its height."""
+LOG_RATIO: tuple[float, float] = tuple(torch.tensor(RATIO).log().tolist())  # in single precision, as torchvision draws
+
+
 def random_box(
     height: int,
     width: int,
     scale: tuple[float, float],
     generator: Generator | None = None,
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
     """The box that torchvision's RandomResizedCrop draws from the same generator: ten tries, else the centre.
 
@@ -191,18 +195,16 @@ def random_box(
         width: Likewise.
         scale: Smallest and largest area of the box over that of the image.
         generator: Source of the choice; None for PyTorch's.
-        ratio: Smallest and largest width of the box over its height.
     """
-    lowest, highest = torch.tensor(ratio).log().tolist()  # in single precision, as there
     for _ in range(10):
         area = height * width * torch.empty(1).uniform_(*scale, generator=generator).item()
-        aspect = torch.empty(1).uniform_(lowest, highest, generator=generator).exp().item()
+        aspect = torch.empty(1).uniform_(*LOG_RATIO, generator=generator).exp().item()
         wide, tall = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < wide <= width and 0 < tall <= height:
             top = int(torch.randint(0, height - tall + 1, (1,), generator=generator))
             return top, int(torch.randint(0, width - wide + 1, (1,), generator=generator)), tall, wide
-    wide = min(width, round(height * ratio[1])) if width / height > ratio[1] else width
-    tall = min(height, round(width / ratio[0])) if width / height < ratio[0] else height
+    wide = min(width, round(height * RATIO[1])) if width / height > RATIO[1] else width
+    tall = min(height, round(width / RATIO[0])) if width / height < RATIO[0] else height
     return (height - tall) // 2, (width - wide) // 2, tall, wide
 
 
