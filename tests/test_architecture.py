@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "data": {"masking", "distributed", "preprocessing", "environments", "trajectory", "ranges"},
     "evaluation": {"metrics", "distributed", "masking"},
     # What a run stores is what weights reads.
-    "callbacks": {"evaluation", "metrics", "distributed", "masking", "log_steps", "weights.ours"},
+    "callbacks": {"evaluation", "metrics", "distributed", "masking", "log_steps", "ranges", "weights.ours"},
     # Descriptions and tensors: never a method, never Lightning.
     "weights": {"models", "masking", "preprocessing"},
     "checkpoint_io": {"weights"},

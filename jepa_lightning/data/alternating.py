@@ -86,6 +86,11 @@ class TurnLoader:
     def __len__(self) -> int:
         return self.length
 
+    @property
+    def waited(self) -> float:
+        """Seconds for which batches of both were waited for."""
+        return self.clips.waited + self.images.waited
+
     def images_before(self, batch: int) -> int:
         """How many of the first batches of an epoch are images."""
         return int(batch * self.share + 1e-9)

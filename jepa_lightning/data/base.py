@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from jepa_lightning import distributed, preprocessing
 from jepa_lightning.data.sampler import Draw, EpochSampler, ResumableLoader, Shares
-from jepa_lightning.data.workers import default_workers, start_worker
+from jepa_lightning.data.workers import own_cores, start_worker
 from jepa_lightning.masking import MaskCollator, MaskedBatch, MaskSampler, Sample, seeded
 from jepa_lightning.masking.sampler import Grid
 from jepa_lightning.preprocessing import IMAGENET_MEAN, Preprocessing, default_normalization
@@ -75,13 +75,16 @@ class JEPADataModule(LightningDataModule):
     @property
     def num_workers(self) -> int:
         """Loader processes of this process."""
-        if self._workers is None:
-            return default_workers(self.trainer.num_devices if self.trainer else None)
-        return self._workers
+        return max(0, self.cores - 1) if self._workers is None else self._workers
 
     @num_workers.setter
     def num_workers(self, number: int) -> None:
         self._workers = number
+
+    @property
+    def cores(self) -> int:
+        """Cores that this process may use, beside the others of its training on this machine."""
+        return own_cores(self.trainer.num_devices if self.trainer else None)
 
     @property
     def mean(self) -> tuple[float, ...]:

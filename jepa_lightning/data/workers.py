@@ -1,4 +1,4 @@
-"""What a process that loads samples does first."""
+"""How many processes load samples, and what each does first."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def _end_if_the_parent_says_so() -> None:
     os._exit(0)
 
 
-def default_workers(processes: int | None = None) -> int:
-    """One less than this process has cores, at least 0.
+def own_cores(processes: int | None = None) -> int:
+    """Cores for this process beside the others of its training on this machine, at least 1.
 
     Args:
         processes: Processes of this training on this machine; None for what torchrun says.
@@ -49,7 +49,7 @@ def default_workers(processes: int | None = None) -> int:
     own, cores = os.environ.get("SLURM_CPUS_PER_TASK", ""), available_cores()
     if own.isdigit() and cores <= int(own):  # SLURM has divided the machine already
         processes = 1
-    return max(0, cores // max(1, processes) - 1)
+    return max(1, cores // max(1, processes))
 
 
 def available_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:

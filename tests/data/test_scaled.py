@@ -159,8 +159,10 @@ def test_boxes_are_those_of_random_resized_crop(size: tuple[int, int], scale: tu
 
 def test_a_sample_is_what_the_transform_makes_of_the_image_with_the_same_seed(image_folder: Path) -> None:
     transform = PretrainTransform((32, 32), horizontal_flip=True, color_jitter=0.5, gaussian_blur=True)
-    data = ImageDataModule(Folder(str(image_folder)), masks=partial(MultiBlock, min_keep=1), patch_size=8, num_workers=0,
-                           img_size=32, transform=lambda size: transform, seed=3)  # type: ignore[arg-type]  # fmt: skip
+    data = ImageDataModule(
+        Folder(str(image_folder)), masks=partial(MultiBlock, min_keep=1), patch_size=8, num_workers=0, img_size=32,
+        transform=lambda size: transform, seed=3,  # type: ignore[arg-type]
+    )  # fmt: skip
     dataset = data.dataset("train", augment=True)
     for index in range(8):
         with torch.random.fork_rng(devices=[]):
