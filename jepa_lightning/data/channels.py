@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import zipfile
 from io import BytesIO
@@ -220,6 +221,7 @@ def _tifffile() -> Any:
         import tifffile
     except ImportError:
         return None
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong is raised, too
     return tifffile
 
 

@@ -18,7 +18,9 @@ from jepa_lightning.preprocessing import WHITE
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 MAX_PIXELS = 89_478_485
 """Most pixels of an image, a quarter of a gigabyte as RGB: from here on Pillow warns of decompression bombs."""
-BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES_PER_PIXEL = 258, 262, 277
+FORMATS = ("JPEG", "PNG", "GIF", "PPM", "BMP", "DIB", "TIFF", "WEBP", "JPEG2000")
+"""What is decoded, whatever a file is called. Pillow knows more, and runs Ghostscript for some of it."""
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES_PER_PIXEL, PLANES, SAMPLE_FORMAT = 258, 262, 277, 284, 339
 """TIFF tags."""
 ImageFile = str | Path | BytesIO
 """The path of an image file, or its content."""
@@ -61,7 +63,7 @@ def opened(source: ImageFile, name: str = "") -> Iterator[Image.Image]:
     """
     name = name or name_of(source)
     try:
-        with content_of(source) as file, Image.open(file) as image:
+        with content_of(source) as file, Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             yield image
@@ -96,13 +98,19 @@ def read_image(source: ImageFile, background: tuple[int, int, int] = WHITE) -> I
 
 
 def check_bands(image: Image.Image) -> None:
-    """Refuse TIFF files with bands that Pillow would leave out without a word.
+    """Refuse TIFF files that Pillow would read wrongly without a word.
 
     Raises:
-        ChannelError: If there are such bands.
+        ChannelError: If they have bands that it leaves out.
+        OutOfRangeError: If their values are signed bytes, or planes of more than 8 bits.
     """
     if image.format == "TIFF":
-        samples = getattr(image, "tag_v2", {}).get(SAMPLES_PER_PIXEL, 1)
+        tags = getattr(image, "tag_v2", {})
+        samples, bits = tags.get(SAMPLES_PER_PIXEL, 1), max(tags.get(BITS_PER_SAMPLE, (1,)))
+        if 2 in tags.get(SAMPLE_FORMAT, ()) and bits == 8:
+            raise OutOfRangeError("has values of signed bytes: save unsigned ones")
+        if samples > 1 and bits > 8 and tags.get(PLANES, 1) == 2:
+            raise OutOfRangeError(f"has {samples} planes of {bits} bits: store the values of a pixel side by side")
         if samples > len(image.getbands()):
             raise ChannelError(f"has {samples} bands: set in_chans of the encoder to {samples}, or save it as RGB")
 
@@ -121,6 +129,10 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Imag
         image = _to_8_bits(image)
     if not image.has_transparency_data:
         return image.convert("RGB")
+    key: Any = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:  # of 16 bits, which Pillow has made 8
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in key)
     layer = image.convert("RGBA")
     rgb = Image.new("RGB", image.size, background)
     rgb.paste(layer, mask=layer.getchannel("A"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import ConcatDataset
 
 from jepa_lightning.data.channels import PICTURE_EXTENSIONS, Picture, as_channels, read_picture
-from jepa_lightning.data.files import find_files, held_out, printable
+from jepa_lightning.data.files import find_files, held_out, is_hidden, printable
 from jepa_lightning.data.image_files import read_image, to_rgb
 from jepa_lightning.data.scaled import Draw, read_part, resized_part
 from jepa_lightning.preprocessing import WHITE
@@ -200,13 +200,25 @@ class ClassFolders(Source[F], Generic[F]):
         return self._list(self.root, [files[i] for i in chosen], [tops[i] for i in chosen], classes)
 
     def _split_folders(self) -> dict[str, Path]:
-        """The folders of the splits, in any case of their names; one alone is a split only if it is for training."""
+        """The folders of the splits, in any case of their names.
+
+        One alone is a split if it is for training, or if nothing is beside it and there are folders in it.
+        """
         found: dict[str, Path] = {}
         for folder in sorted(path for path in self.root.iterdir() if path.name.lower() in SPLIT_NAMES):
             split = SPLIT_NAMES[folder.name.lower()]
             if folder.is_dir() and (other := found.setdefault(split, folder)) != folder:
                 raise ValueError(f"{other} and {folder} could both be the {split} split: rename one of them")
-        return found if "train" in found or len(found) > 1 else {}
+        return found if "train" in found or len(found) > 1 or self._has_only(found.values()) else {}
+
+    def _has_only(self, folders: Collection[Path]) -> bool:
+        """Whether these are all that the root shows, and have folders in them."""
+        shown = {path for path in self.root.iterdir() if not is_hidden(path.name)}
+        return (
+            bool(folders)
+            and shown == set(folders)
+            and all(any(path.is_dir() and not is_hidden(path.name) for path in folder.iterdir()) for folder in folders)
+        )
 
     def _named_split(self, split: Split, folders: dict[str, Path]) -> F:
         if split not in folders:
