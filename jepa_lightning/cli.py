@@ -43,6 +43,7 @@ OBSERVERS = {
     "health": callbacks.Health,
     "alarm": callbacks.Alarm,
     "progress": callbacks.ProgressBar,
+    "waiting": callbacks.Waiting,
     "features": callbacks.FeatureWriter,
     "maps": Maps,
     "report": callbacks.Report,

@@ -12,6 +12,7 @@ from jepa_lightning.callbacks.pictures import Pictures
 from jepa_lightning.callbacks.probe import Probe
 from jepa_lightning.callbacks.progress import ProgressBar
 from jepa_lightning.callbacks.report import Report
+from jepa_lightning.callbacks.waiting import Waiting
 
 __all__ = [
     "Alarm",
@@ -26,4 +27,5 @@ __all__ = [
     "ProgressBar",
     "Report",
     "SaveConfig",
+    "Waiting",
 ]

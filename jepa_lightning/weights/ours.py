@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jepa_lightning.models import ActionPredictor, Encoder, Predictor, frozen_copy
-from jepa_lightning.preprocessing import CROP_PCT, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from jepa_lightning.preprocessing import CROP_PCT, Preprocessing, default_normalization
 from jepa_lightning.weights import stored_config
 from jepa_lightning.weights.base import FREE, Hints, Progress, States, Weights, part_of
 from jepa_lightning.weights.description import Description, check_sizes, encoder_builder, option, predictor_builder
@@ -176,7 +176,12 @@ class Own(Weights):
         transform = (arguments.get("transform") or {}).get("init_args") or {}
         mean, std = arguments.get("normalization") or (inputs.get("mean"), inputs.get("std"))
         crop = transform.get("crop_pct", CROP_PCT)
-        return Preprocessing(size, crop, tuple(mean or IMAGENET_MEAN), tuple(std or IMAGENET_STD))
+        usual = default_normalization(self._channels())
+        return Preprocessing(size, crop, tuple(mean or usual[0]), tuple(std or usual[1]))
+
+    def _channels(self) -> int:
+        described = self.arguments.get("encoder")
+        return int(described.get("init_args", {}).get("in_chans", 3)) if isinstance(described, dict) else 3
 
     def untrained(self, encoder: Encoder) -> Encoder:
         """The encoder, built with the seed of the run."""
