@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from jepa_lightning import __version__, callbacks, commands, weights
 from jepa_lightning.callbacks.signals import signals_end_the_command
-from jepa_lightning.commands.find import with_shipped_configs
+from jepa_lightning.commands.find import with_named_option, with_shipped_configs
 from jepa_lightning.commands.messages import JepaParser, quieten, told
 from jepa_lightning.commands.stored import trusted_packages, with_checkpoint
 from jepa_lightning.data import JEPADataModule
@@ -29,7 +29,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Arguments; those of the process if None.
     """
     quieten()
-    given, sys.argv = sys.argv, [sys.argv[0], *(sys.argv[1:] if args is None else args)]
+    given, sys.argv = sys.argv, [sys.argv[0], *with_named_option(sys.argv[1:] if args is None else args)]
     try:
         with signals_end_the_command():
             if not commands.run(sys.argv[1:]):

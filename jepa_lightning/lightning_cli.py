@@ -13,9 +13,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from jepa_lightning import callbacks, commands, weights
 from jepa_lightning.checkpoint_io import AtomicCheckpointIO, WeightsIO
 from jepa_lightning.commands.adopt import adopt
-from jepa_lightning.commands.messages import JepaParser
+from jepa_lightning.commands.messages import JepaParser, condense
 from jepa_lightning.commands.options import NON_FINITE, TRUST
 from jepa_lightning.commands.stored import KEY_WORDS, changes
+from jepa_lightning.commands.stored_folders import make_absolute
 from jepa_lightning.explore.maps import Maps
 from jepa_lightning.loading import start_from
 from jepa_lightning.probing import PretrainedEncoder
@@ -76,6 +77,7 @@ class JepaCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Pick the precision that suits the machine, unless one was asked for."""
         trainer, model = self.config[self.subcommand].trainer, self.config[self.subcommand].model
+        make_absolute(self.config[self.subcommand].data)  # as the configuration in checkpoints has them
         at_least(1, **{"trainer.accumulate_grad_batches": trainer.accumulate_grad_batches})
         if self.opened is not None and self.opened.config:
             chosen = {name: self.config[self.subcommand][name].as_dict() for name in ("model", "data")}
@@ -107,6 +109,11 @@ class JepaCLI(LightningCLI):
             trainer.reserve_folder(self.config[subcommand].ckpt_path)
         try:
             super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            trainer.remove_folder_without_results()
+            if self.opened is not None and str(error).startswith("Error(s) in loading state_dict"):
+                raise weights.DoesNotFit(f"{self.opened.path}: {condense(str(error))}") from error
+            raise
         except BaseException:
             trainer.remove_folder_without_results()
             raise

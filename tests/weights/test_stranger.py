@@ -538,7 +538,7 @@ def test_sections_that_are_not_of_networks_and_data_are_left(stranger: Callable[
         config |= {"maps": a("evilmod.S"), "ckpt_path": "/x", "init_from": "/x", "probe": {"k": 5, "cache": "/x"}}
 
     path = stranger(add)
-    assert set(weights.open(path).config) == {"seed_everything", "model", "data", "trainer", "probe"}
+    assert set(weights.open(path).config) == {"seed_everything", "model", "data", "trainer", "probe", "compiled"}
     assert weights.open(path).config["trainer"] == {"max_epochs": 3}
     assert weights.open(path).config["probe"] == {"k": 5}
     for door in ALL:
