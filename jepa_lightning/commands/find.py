@@ -81,6 +81,22 @@ def _check_syntax(path: Path) -> None:
         raise ValueError(f"--config {path} is {kind}: a configuration has sections, model, data and trainer")
 
 
+TAKE_CHECKPOINT = ("validate", "test", "predict", "evaluate", "explore", "export", "plan")
+"""Commands for which a path right after their name is that of a checkpoint."""
+
+
+def with_named_option(arguments: Sequence[str]) -> list[str]:
+    """`jepa evaluate last.ckpt` is short for `jepa evaluate --ckpt_path last.ckpt`.
+
+    Args:
+        arguments: Those of the process, without its name.
+    """
+    given = list(arguments)
+    if len(given) > 1 and given[0] in TAKE_CHECKPOINT and not given[1].startswith("-"):
+        given.insert(1, "--ckpt_path")
+    return given
+
+
 def find_checkpoint(
     name: str, root: str | None = None, option: str = "--ckpt_path", wanted: Callable[[dict[str, Any]], bool] = bool
 ) -> str:
