@@ -34,7 +34,8 @@ from torch import Tensor
 from tqdm import tqdm, trange
 
 from jepa_lightning.data.clips import ClipSampler
-from jepa_lightning.data.decode import PyAVDecoder, VideoError, with_timeout
+from jepa_lightning.data.decode import PyAVDecoder, VideoError
+from jepa_lightning.data.timeout import with_timeout
 
 FRAMES, FPS, SIZE = 300, 30, (320, 240)
 Reader = Callable[[str, list[int]], Tensor]

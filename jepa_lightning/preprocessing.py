@@ -14,12 +14,24 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+GREY_MEAN, GREY_STD = (0.449,), (0.226,)
+"""Of the grey of ImageNet's pictures: the means of the above."""
 CROP_PCT = 0.875
 """224 of 256 pixels: the fraction of the resized picture that evaluation keeps in the papers; timm's name for it."""
 WHITE = (255, 255, 255)
 THIN = 16
 """Ratio between the sides of a picture from which on only the part that is kept is resized (for a square result): the
 whole of 2 x 20000 pixels would take gigabytes."""
+
+
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel."""
+
+
+def default_normalization(channels: int) -> Normalization:
+    """Of a number of channels whose statistics nobody gave: ImageNet's for colour and grey, else from 0..1 to -2..2."""
+    known = {1: (GREY_MEAN, GREY_STD), 3: (IMAGENET_MEAN, IMAGENET_STD)}
+    return known.get(channels, ((0.5,) * channels, (0.25,) * channels))
 
 
 class Preprocessing(NamedTuple):
@@ -70,10 +82,10 @@ class Preprocessing(NamedTuple):
         return [max(side, round(old * scale)) for side, old in zip(self.size, (height, width), strict=True)]
 
     def crop(self, picture: Any, view: int = 0, views: int = 1) -> Any:
-        """Resize a PIL image or uint8 frames (T, 3, H, W) bilinearly with antialiasing, and cut out its centre.
+        """Resize bilinearly with antialiasing, and cut out the centre.
 
         Args:
-            picture: The image or the frames.
+            picture: A PIL image, channels (C, H, W), or uint8 frames (T, 3, H, W).
             view: Which of several crops along the longer side, from 0.
             views: Their number; 1 for the centre.
         """
@@ -115,8 +127,10 @@ def _along(inputs: Tensor, values: Sequence[float], axis: int) -> Tensor:
 def _resize_part(picture: Any, resized: list[int], part: tuple[int, int, int, int]) -> Any:
     """Top, left, height and width of the resized picture, without making the rest: at most a rounding error apart."""
     if isinstance(picture, Tensor):
-        frames = [_resize_part(F.to_pil_image(frame), resized, part) for frame in picture]
-        return torch.stack([F.pil_to_tensor(frame) for frame in frames])
+        # Channels one by one, of which floats stay floats; or frames.
+        planes = [Image.fromarray(plane.numpy()) if plane.ndim == 2 else F.to_pil_image(plane) for plane in picture]
+        parts = [F.pil_to_tensor(_resize_part(plane, resized, part)) for plane in planes]
+        return torch.cat(parts) if picture.ndim == 3 else torch.stack(parts)
     top, left, height, width = part
     rows, columns = picture.height / resized[0], picture.width / resized[1]
     right, bottom = min(picture.width, (left + width) * columns), min(picture.height, (top + height) * rows)

@@ -46,6 +46,13 @@ def is_embedded(name: str) -> bool:
 EMBEDDED = [name for name in ALL if is_embedded(name)]
 
 
+def given(name: str, pretrained: Path) -> list[str]:
+    """Options that name the checkpoint that a configuration starts from; none for most."""
+    model = model_of(name)
+    option = "model.checkpoint" if is_probe(name) else "model.teacher" if "teacher" in model["init_args"] else None
+    return [f"--{option}={pretrained}"] if option else []
+
+
 def is_probe(name: str) -> bool:
     """Whether it reads the checkpoint of a pretraining."""
     return "checkpoint" in model_of(name)["init_args"]
@@ -139,9 +146,7 @@ def test_a_config_runs_stops_resumes_validates_loads_and_is_exported(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    few = [f"--config={name}", *FEW]
-    if is_probe(name):
-        few.append(f"--model.checkpoint={request.getfixturevalue('pretrained')}")
+    few = [f"--config={name}", *FEW, *given(name, request.getfixturevalue("pretrained"))]
     main(["fit", *few, "--trainer.max_steps=4"])
     main(["fit", *few, "--ckpt_path=last.ckpt"])
     main(["validate", *few, "--ckpt_path=last.ckpt"])
@@ -183,8 +188,7 @@ def test_a_killed_run_of_a_config_resumes_bit_for_bit(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     few = ["fit", f"--config={name}", *FEW, "--checkpoints.every_n_steps=2"]
-    if is_probe(name):
-        few.append(f"--model.checkpoint={request.getfixturevalue('pretrained')}")
+    few += given(name, request.getfixturevalue("pretrained"))
     main([*few, "--trainer.logger.init_args.name=whole"])
     few.append("--trainer.logger.init_args.name=parts")
     killed = subprocess.run([sys.executable, "-c", KILL, *few], check=False)

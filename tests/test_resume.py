@@ -99,11 +99,11 @@ def test_a_killed_run_resumes_bit_for_bit(whole: str, image_folder: Path) -> Non
     assert_same_end(whole, "parts")
 
 
-@pytest.mark.parametrize("name", ["vjepa.yaml", "vjepa21.yaml", pytest.param("vjepa2.yaml", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["vjepa.yaml", "vjepa2_1.yaml", pytest.param("vjepa2.yaml", marks=pytest.mark.slow)])
 def test_a_killed_run_on_videos_resumes_bit_for_bit(name: str) -> None:
     video = ["fit", "--config", name, *OPTIONS[3:], "--model.encoder.num_frames=4", "--trainer.limit_train_batches=8"]
     video.append("--trainer.limit_val_batches=1")
-    if name == "vjepa21.yaml":  # it reads four blocks, and masks images too
+    if name == "vjepa2_1.yaml":  # it reads four blocks, and masks images too
         video += ["--model.encoder.depth=4", "--model.encoder.img_size=64"]
     main([*video, "--trainer.logger.init_args.name=whole", "--data.num_workers=0"])
     killed = [*video, "--trainer.logger.init_args.name=parts", "--data.num_workers=2",

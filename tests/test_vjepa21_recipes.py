@@ -14,14 +14,14 @@ from jepa_lightning.methods import VJEPA21
 
 PAPERS = Path(__file__).parent.parent / "configs" / "papers"
 ROWS = {  # width, depth, heads, blocks of the predictor, nodes, clips of a process, images of a process
-    "vjepa21_vitb16": (768, 12, 12, 12, 8, 96, 144),
-    "vjepa21_vitl16": (1024, 24, 16, 24, 16, 48, 72),
-    "vjepa21_vitg16": (1408, 40, 22, 24, 16, 48, 72),
-    "vjepa21_vitgigantic16": (1664, 48, 26, 24, 32, 24, 36),
-    "vjepa21_vitb16_cooldown": (768, 12, 12, 12, 16, 48, 144),
-    "vjepa21_vitl16_cooldown": (1024, 24, 16, 24, 32, 24, 72),
-    "vjepa21_vitg16_cooldown": (1408, 40, 22, 24, 32, 24, 72),
-    "vjepa21_vitgigantic16_cooldown": (1664, 48, 26, 24, 64, 12, 36),
+    "vjepa2_1_vitb16": (768, 12, 12, 12, 8, 96, 144),
+    "vjepa2_1_vitl16": (1024, 24, 16, 24, 16, 48, 72),
+    "vjepa2_1_vitg16": (1408, 40, 22, 24, 16, 48, 72),
+    "vjepa2_1_vitgigantic16": (1664, 48, 26, 24, 32, 24, 36),
+    "vjepa2_1_vitb16_cooldown": (768, 12, 12, 12, 16, 48, 144),
+    "vjepa2_1_vitl16_cooldown": (1024, 24, 16, 24, 32, 24, 72),
+    "vjepa2_1_vitg16_cooldown": (1408, 40, 22, 24, 32, 24, 72),
+    "vjepa2_1_vitgigantic16_cooldown": (1664, 48, 26, 24, 64, 12, 36),
 }
 PARAMETERS = {768: (86_833_152, 26_318_208), 1024: (304_680_960, 50_333_824)}
 PARAMETERS |= {1408: (1_013_267_968, 55_399_936), 1664: (1_845_216_768, 59_432_704)}
@@ -39,7 +39,7 @@ def module_of(name: str) -> VJEPA21:
 
 
 def test_every_recipe_is_here() -> None:
-    assert {path.stem for path in PAPERS.glob("vjepa21_*.yaml")} == set(ROWS)
+    assert {path.stem for path in PAPERS.glob("vjepa2_1_*.yaml")} == set(ROWS)
 
 
 @pytest.mark.parametrize("name", ROWS)

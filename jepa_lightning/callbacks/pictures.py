@@ -71,7 +71,7 @@ class Pictures(Callback):
         count = min(max(1, self.images // 3) if video else self.images, len(batch.inputs))
         inputs = batch.inputs[:count]
         grid = pl_module.encoder.grid_of(inputs)
-        pixels = data.denormalize(inputs).clamp(0, 1)
+        pixels = as_colours(data.denormalize(inputs).clamp(0, 1))
         frames = pixels[:, :, :: pixels.shape[2] // grid[0]] if video else pixels.unsqueeze(2)  # (B, 3, T', H, W)
         shown = [frames]
         for masks in batch.masks if video else batch.masks[:1]:
@@ -84,6 +84,13 @@ class Pictures(Callback):
         cells = cells.transpose(2, 3)  # (B, rows, T', 3, H, W)
         columns = grid[0] if video else len(shown)
         return make_grid(cells.flatten(0, 2).cpu(), nrow=columns, padding=4, pad_value=1.0)
+
+
+def as_colours(
+    pixels: Float[Tensor, "batch channels *size"],
+) -> Float[Tensor, "batch 3 *size"]:
+    """What of any number of channels a picture can show: the first three, or the first in grey."""
+    return pixels[:, :3] if pixels.shape[1] > 2 else pixels[:, :1].expand(-1, 3, *pixels.shape[2:])
 
 
 def show_only(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -62,3 +65,21 @@ def end_command(number: int, frame: FrameType | None) -> None:
 
 
 end_command.ends_the_command = True  # type: ignore[attr-defined]  # a training may take its place
+
+
+@contextmanager
+def signals_end_the_command() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the command as Ctrl-C does, so that files are closed; a training finishes its step.
+
+    Nothing happens outside the main thread. A signal that is ignored (nohup) stays ignored.
+    """
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            if (number := getattr(signal, name, None)) and signal.getsignal(number) == signal.SIG_DFL:
+                before[number] = signal.signal(number, end_command)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

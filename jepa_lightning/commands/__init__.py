@@ -36,6 +36,10 @@ COMMANDS = {
         "jepa_lightning.commands.evaluate:main",
         "Nearest neighbours, logistic regression, few labels, beside the untrained encoder; writes a report.",
     ),
+    "dense": Command(
+        "jepa_lightning.commands.dense:main",
+        "Segmentation, depth, correspondence, label propagation from frozen tokens; writes a report with pictures.",
+    ),
     "report": Command(
         "jepa_lightning.commands.report:main",
         "Put the reports of several seeds into one: mean and 95 % interval.",

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from jepa_lightning import weights
 from jepa_lightning.commands.find import find_checkpoint, find_config, has_encoder
 from jepa_lightning.commands.options import add_hints, add_permissions, allowed, hints_given
+from jepa_lightning.commands.stored_folders import check_folders
 from jepa_lightning.data import ImageDataModule, JEPADataModule, VideoDataModule
 from jepa_lightning.explore.items import of_data
 from jepa_lightning.explore.subject import Subject
@@ -86,6 +87,8 @@ def data_for(encoder: Encoder, config: dict[str, Any], name: str | None, root: s
     """
     if name is not None:
         config = yaml.safe_load(Path(find_config(name)).read_text(encoding="utf-8"))
+    elif root is None:
+        check_folders("the checkpoint", config.get("data"))
     section = config.get("data")
     kind = VideoDataModule if encoder.num_frames > 1 else ImageDataModule
     data = _build(section) if section else kind()

@@ -1,4 +1,4 @@
-"""Finds the configurations and checkpoints that a command line names."""
+"""Finds the checkpoints that a command line names."""
 
 from __future__ import annotations
 
@@ -9,28 +9,9 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities import rank_zero_info
 
+from jepa_lightning.commands.configs import find_config as find_config
+from jepa_lightning.commands.configs import with_shipped_configs as with_shipped_configs
 from jepa_lightning.weights import is_hub_name
-
-PACKAGE = Path(__file__).parent.parent
-CONFIGS = [folder / "configs" for folder in (PACKAGE, PACKAGE.parent)]
-"""Where shipped configurations are: inside the wheel, or beside the package in a clone."""
-
-
-def with_shipped_configs(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with the path of a shipped configuration wherever ``--config`` names one that is no file here.
-
-    Raises:
-        FileNotFoundError: If it is neither.
-    """
-    found = list(arguments)
-    for position, argument in enumerate(found):
-        option, _, value = argument.partition("=")
-        if option in ("--config", "-c"):
-            if value:
-                found[position] = f"{option}={find_config(value)}"
-            elif position + 1 < len(found):
-                found[position + 1] = find_config(found[position + 1])
-    return found
 
 
 def option_values(arguments: Sequence[str], option: str) -> list[str]:
@@ -47,38 +28,20 @@ def option_values(arguments: Sequence[str], option: str) -> list[str]:
     return found
 
 
-def find_config(name: str) -> str:
-    """Path of a configuration: the file itself, or the shipped one of that name."""
-    if "://" in name or name.lstrip().startswith("{") or "\n" in name:  # remote, or the text itself
-        return name
-    if Path(name).is_dir():
-        raise IsADirectoryError(f"--config {name} is a folder: give a YAML file")
-    if Path(name).is_file():
-        _check_syntax(Path(name))
-        return name
-    shipped = shipped_configs()
-    for known, path in shipped.items():
-        if Path(name).as_posix() in (known, path.name):
-            return str(path)
-    raise FileNotFoundError(f"no such config: {name}; shipped are {', '.join(sorted(shipped))}")
+TAKE_CHECKPOINT = ("validate", "test", "predict", "evaluate", "explore", "export", "plan")
+"""Commands for which a path right after their name is that of a checkpoint."""
 
 
-def shipped_configs() -> dict[str, Path]:
-    """The configurations that ship with the package, by their names: ``papers/ijepa_in1k_vith14.yaml``."""
-    return {path.relative_to(folder).as_posix(): path for folder in CONFIGS for path in folder.rglob("*.yaml")}
+def with_named_option(arguments: Sequence[str]) -> list[str]:
+    """`jepa evaluate last.ckpt` is short for `jepa evaluate --ckpt_path last.ckpt`.
 
-
-def _check_syntax(path: Path) -> None:
-    """Name the file and the line, which jsonargparse does not."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        raise ValueError(f"{where} is no valid YAML: {getattr(error, 'problem', None) or error}") from error
-    if not isinstance(content, dict):
-        kind = "empty" if content is None else f"a {type(content).__name__}"
-        raise ValueError(f"--config {path} is {kind}: a configuration has sections, model, data and trainer")
+    Args:
+        arguments: Those of the process, without its name.
+    """
+    given = list(arguments)
+    if len(given) > 1 and given[0] in TAKE_CHECKPOINT and not given[1].startswith("-"):
+        given.insert(1, "--ckpt_path")
+    return given
 
 
 def find_checkpoint(

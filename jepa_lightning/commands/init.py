@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, get_args
 import torch
 import yaml
 
-from jepa_lightning.commands.find import shipped_configs
+from jepa_lightning.commands.configs import shipped_configs
 from jepa_lightning.commands.messages import JepaParser
 from jepa_lightning.commands.survey import Kind, Machine, Survey, look, this_machine
 from jepa_lightning.data import JEPADataModule

@@ -139,6 +139,10 @@ def _reason(line: str, owner: str, known: list[str]) -> str:
         return f"{line}{_meant(option[1], known)}"
     if option := re.match(r"unrecognized arguments: --([^ =]+)", line):
         return f"{line}{_meant(option[1], known)}"
+    if path := re.match(r"unrecognized arguments: ([^-\s]\S*\.(?:ckpt|pth|pt|tar|safetensors))", line):
+        return (
+            f"{line}; --ckpt_path {path[1]} goes on with that training, --init_from {path[1]} starts a new one from it"
+        )
     if name := re.match(r"Expected a (?:dot import path string: |path but )(\S+)", line):
         return f"no class is called '{name[1]}'; `jepa fit --model.help` and `--data.help` list the classes"
     return line

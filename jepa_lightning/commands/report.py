@@ -29,4 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     sentences = list(dict.fromkeys(sentence for report in reports for sentence in report.protocol))
     about = {"reports": ", ".join(given.reports), "of": titles, "commit": commit(), "written": written_now()}
     results = merged(result for report in reports for result in report.results)
-    Report(f"{len(reports)} runs together", results, sentences, about).publish(Path(given.out).expanduser())
+    measure = reports[0].measure
+    Report(f"{len(reports)} runs together", results, sentences, about, measure=measure).publish(
+        Path(given.out).expanduser()
+    )

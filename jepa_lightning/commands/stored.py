@@ -24,6 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from jepa_lightning import weights
 from jepa_lightning.commands.find import find_checkpoint, has_encoder, option_values
+from jepa_lightning.commands.stored_folders import check_folders
 from jepa_lightning.weights import CheckpointError, Weights
 from jepa_lightning.weights.stored_config import data_title, parse
 
@@ -110,6 +111,8 @@ def data_section(config: Section | None, opened: Weights, arguments: Sequence[st
     if stored and _names_data(arguments):
         rank_zero_info(f"{opened.path} was trained on {data_title(stored)}; the data of the options are used")
     if section := named or stored:
+        if not named and not _names_data(arguments):
+            check_folders(opened.path, stored)
         return _without_hidden_source(dict(section), arguments)
     if not option_values(arguments, "--data"):
         raise CheckpointError(
@@ -151,7 +154,11 @@ def _resumed(given: list[str], path: str, config: Section, stored: Section, open
 def _whole(command: str, path: str, stored: Section, given: Sequence[str]) -> Section:
     """A configuration in place of one that was not named."""
     data = _without_hidden_source(dict(stored["data"]), given)
+    if not _names_data(given):
+        check_folders(path, data)
     trainer = dict(stored["trainer"]) if command == "fit" else {}
+    if command == "fit" and stored["compiled"] and not option_values(given, "--model.compile"):
+        rank_zero_info(f"{path} was trained with torch.compile, which no file starts: --model.compile true does")
     if logger := _logger_beside(Path(path)):
         trainer["logger"] = logger
     named = option_values(given, "--model.checkpoint")
@@ -262,7 +269,9 @@ def _data_set(
         kept = {name: value for name, value in kept.items() if name not in ("source", "root")}
         if option_values(given, "--data.source"):
             kept["root"] = None
-    elif named and data_title(named) != data_title(stored):
+    else:
+        check_folders(path, kept)
+    if not _names_data(given) and named and data_title(named) != data_title(stored):
         rank_zero_info(_kept(f"{option} {path}", "the configuration", data_title(stored), data_title(named)))
     if not named or _kind(named) == _kind(stored):
         return {"class_path": stored["class_path"], "init_args": kept}

@@ -86,6 +86,11 @@ class TurnLoader:
     def __len__(self) -> int:
         return self.length
 
+    @property
+    def waited(self) -> float:
+        """Seconds for which batches of both were waited for."""
+        return self.clips.waited + self.images.waited
+
     def images_before(self, batch: int) -> int:
         """How many of the first batches of an epoch are images."""
         return int(batch * self.share + 1e-9)
@@ -139,7 +144,7 @@ class VideoImageDataModule(VideoDataModule):
         clips: Builds the sampler of frames for a number of frames; null for 8 frames a second.
         reader: How files are decoded, and when they are given up; null for PyAV and a minute.
         batch_size: Videos in a batch of one process; with ``own_ranks`` of a process that has clips.
-        num_workers: Loader processes; null for one less than this process has cores, at most 8.
+        num_workers: Loader processes; null for one less than this process has cores.
         seed: Key of shuffles, clips, crops and masks; null for the seed of the run (``seed_everything``).
         inputs: Frames, size and normalisation of the clips; null for what the model was built for.
     """

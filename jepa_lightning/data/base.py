@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from jepa_lightning import distributed, preprocessing
 from jepa_lightning.data.sampler import Draw, EpochSampler, ResumableLoader, Shares
-from jepa_lightning.data.workers import start_worker
+from jepa_lightning.data.workers import own_cores, start_worker
 from jepa_lightning.masking import MaskCollator, MaskedBatch, MaskSampler, Sample, seeded
 from jepa_lightning.masking.sampler import Grid
-from jepa_lightning.preprocessing import Preprocessing
+from jepa_lightning.preprocessing import IMAGENET_MEAN, Preprocessing, default_normalization
 from jepa_lightning.ranges import within
 
 MaskFactory = Callable[[Grid], MaskSampler]
@@ -37,12 +37,12 @@ class JEPADataModule(LightningDataModule):
         mask_factory: Builds the mask sampler for a token grid; None for batches without masks. (Not called masks: the
             command line would take the lack of a default here for null, and prefer it to a subclass's default.)
         batch_size: Samples in a batch of one process.
-        num_workers: Loader processes; null for one less than this process has cores, at most 8.
+        num_workers: Loader processes; null for one less than this process has cores.
         seed: Key of shuffles, crops and masks; null for the seed of the run (``seed_everything``).
         img_size: Side of the inputs in pixels, or (height, width); null for what the model was built for.
         patch_size: Side of a patch in pixels; null for the model's.
-        mean: Mean of each channel, for values from 0 to 1.
-        std: Standard deviation of each channel.
+        mean: Mean of each channel, for values from 0 to 1; null for what suits the model's number of channels.
+        std: Standard deviation of each channel, likewise.
     """
 
     group = ""
@@ -56,20 +56,45 @@ class JEPADataModule(LightningDataModule):
         seed: int | None,
         img_size: int | tuple[int, int] | None,
         patch_size: int | None,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        mean: tuple[float, ...] | None,
+        std: tuple[float, ...] | None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.masks, self.batch_size = mask_factory, batch_size
-        self.num_workers = _default_workers() if num_workers is None else num_workers
+        within(0, None, num_workers=num_workers)
+        self._workers = num_workers
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self.img_size, self.patch_size = img_size, patch_size
         within(-1e6, 1e6, mean=mean)
         within(1e-6, 1e6, std=std)  # 0 makes infinite pixels
-        self.mean, self.std = mean, std
+        self._mean, self._std = mean, std
         self._encoder: Any = None
+
+    @property
+    def num_workers(self) -> int:
+        """Loader processes of this process."""
+        return max(0, self.cores - 1) if self._workers is None else self._workers
+
+    @num_workers.setter
+    def num_workers(self, number: int) -> None:
+        self._workers = number
+
+    @property
+    def cores(self) -> int:
+        """Cores that this process may use, beside the others of its training on this machine."""
+        return own_cores(self.trainer.num_devices if self.trainer else None)
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each channel, for values from 0 to 1."""
+        return default_normalization(self.channels())[0] if self._mean is None else tuple(self._mean)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel."""
+        return default_normalization(self.channels())[1] if self._std is None else tuple(self._std)
 
     @abstractmethod
     def dataset(self, split: str, augment: bool) -> Dataset[Any]:
@@ -125,6 +150,25 @@ class JEPADataModule(LightningDataModule):
         """
         return Preprocessing(self.size(), mean=self.mean, std=self.std)
 
+    def channels(self) -> int:
+        """Channels of the inputs: the model's, or without one as many as there are means, or three."""
+        found = getattr(self._network(), "in_chans", None)
+        return int(found) if found is not None else len(self._mean or IMAGENET_MEAN)
+
+    def check_channels(self) -> None:
+        """Compare the number of channels of the model with those of mean and standard deviation.
+
+        Raises:
+            ValueError: If they differ.
+        """
+        channels = self.channels()
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != channels:
+                raise ValueError(
+                    f"{name} of data.{self.group or 'normalization '}has {len(values)} values, the model takes "
+                    f"{channels} channels (in_chans of the encoder): give {channels} values, or leave it out"
+                )
+
     def sampler(self) -> MaskSampler | None:
         """The mask sampler for the token grid of these inputs; None if there are no masks."""
         return None if self.masks is None else self.masks(self.grid())
@@ -136,8 +180,11 @@ class JEPADataModule(LightningDataModule):
     def _model(self) -> Any:
         return None if self.trainer is None else self.trainer.lightning_module
 
+    def _network(self) -> Any:
+        return getattr(self._model(), "encoder", None) if self._encoder is None else self._encoder
+
     def _of_the_model(self, name: str) -> Any:
-        encoder = getattr(self._model(), "encoder", None) if self._encoder is None else self._encoder
+        encoder = self._network()
         if encoder is None:
             raise ValueError(f"{type(self).__name__} has no model to take {name} from: give {self.group}{name}=")
         return getattr(encoder, name)
@@ -268,9 +315,3 @@ class JEPADataModule(LightningDataModule):
 def _channels(inputs: Tensor) -> int:
     """The axis of the channels of a batch; several clips of a video stand before it."""
     return 2 if inputs.ndim == 6 else 1
-
-
-def _default_workers() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(0, min(8, cores // processes - 1))

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import av
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from jepa_lightning.data.files import check_file
 from jepa_lightning.data.frame_table import read_frame_table
 from jepa_lightning.data.pyav_video import PyAVVideo
 from jepa_lightning.data.video import Decoder, Video, VideoError, VideoInfo
+from jepa_lightning.data.workers import available_cores
 
-__all__ = ["Decoder", "PyAVDecoder", "TorchCodecDecoder", "Video", "VideoError", "VideoInfo", "with_timeout"]
+__all__ = ["Decoder", "PyAVDecoder", "TorchCodecDecoder", "Video", "VideoError", "VideoInfo"]
 
-T = TypeVar("T")
+
+def bounded(threads: int) -> int:
+    """That number of threads; in place of 0 this process's cores, divided among the workers of its loader."""
+    worker = get_worker_info()
+    return threads or max(1, available_cores() // (1 if worker is None else worker.num_workers))
 
 
 class PyAVDecoder(Decoder):
     """Decodes with PyAV, that is with the FFmpeg libraries inside its wheel.
 
     Args:
-        threads: Threads that decode one file; 0 for as many as FFmpeg likes. One is best in loader workers, which are
-            many already.
+        threads: Threads that decode one file; 0 for this process's cores, divided among loader workers. One is best in
+            these, which are many already.
     """
 
     def __init__(self, threads: int = 1) -> None:
@@ -38,14 +43,14 @@ class PyAVDecoder(Decoder):
 
     def open(self, path: str | Path) -> Video:
         """Open a file and find out where its frames are, without decoding any."""
-        return PyAVVideo(check_file(path, VideoError), self.threads)
+        return PyAVVideo(check_file(path, VideoError), bounded(self.threads))
 
 
 class TorchCodecDecoder(Decoder):
     """Decodes with torchcodec, which uses the FFmpeg libraries of the machine.
 
     Args:
-        threads: Threads that decode one file; 0 for as many as FFmpeg likes.
+        threads: Threads that decode one file; 0 for this process's cores, divided among loader workers.
 
     Raises:
         ImportError: If torchcodec is not installed, or does not find FFmpeg.
@@ -57,7 +62,7 @@ class TorchCodecDecoder(Decoder):
 
     def open(self, path: str | Path) -> Video:
         """Open a file; torchcodec reads all of it once to know its frames."""
-        return TorchCodecVideo(check_file(path, VideoError), self.threads)
+        return TorchCodecVideo(check_file(path, VideoError), bounded(self.threads))
 
 
 class TorchCodecVideo(Video):
@@ -118,37 +123,3 @@ def _torchcodec() -> Any:
             "libraries (apt install ffmpeg), or use PyAVDecoder"
         ) from error
     return VideoDecoder
-
-
-def with_timeout(function: Callable[[], T], seconds: float) -> T:
-    """The result of a function that may never return, as reading from a dead disk does.
-
-    It runs in a thread of its own. If that is late it is left behind, for nothing can stop it, and the caller goes on.
-
-    Args:
-        function: What to do.
-        seconds: How long to wait.
-
-    Raises:
-        TimeoutError: If it took longer.
-    """
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(function())
-        except BaseException as error:  # goes on in the caller
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="with_timeout", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        try:
-            raise errors[0]
-        finally:
-            errors.clear()  # or the error would hold this frame and this frame the error, with all that both know
-    if not results:
-        raise TimeoutError(f"no answer within {seconds:g} seconds")
-    return results[0]

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import UInt8
-from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
+from jepa_lightning.data.channels import Picture
 from jepa_lightning.data.transforms import TrainTransform, Views
 from jepa_lightning.data.video_transforms import TrainClipTransform
 
@@ -91,7 +91,7 @@ class Crops:
         kinds = [(counts[0], size, global_scale), (counts[1], (local_size, local_size), local_scale)]
         self.kinds = [(count, _crop(side, scale, photometric)) for count, side, scale in kinds if count]
 
-    def __call__(self, image: Image.Image | Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, image: Picture) -> tuple[Tensor, ...]:
         """All views of each size, (V, ..., h, w)."""
         return tuple(torch.stack([crop(image) for _ in range(count)]) for count, crop in self.kinds)
 
@@ -124,11 +124,23 @@ class MultiCrop(TrainTransform):
         local_scale: tuple[float, float] = (0.05, 0.3),
         photometric: Photometric | None = None,
     ) -> None:
-        changes = photometric or Photometric()
-        self.crops = Crops(size, (num_global, num_local), local_size, global_scale, local_scale, changes)
+        self.photometric = photometric or Photometric()
+        self.crops = Crops(size, (num_global, num_local), local_size, global_scale, local_scale, self.photometric)
 
-    def __call__(self, image: Image.Image) -> Views:
-        """Views (V, 3, h, w) of each size; the inputs are the first of them."""
+    def check_channels(self, channels: int) -> None:
+        """Colours are changed of one or three.
+
+        Raises:
+            ValueError: If they were to be changed of others.
+        """
+        if channels not in (1, 3) and (self.photometric.jitter or self.photometric.gray):
+            raise ValueError(
+                f"MultiCrop changes colours, and {channels} channels have none: set "
+                "data.transform.init_args.photometric to {jitter: 0, gray: 0}"
+            )
+
+    def __call__(self, image: Picture) -> Views:
+        """Views (V, C, h, w) of each size; the inputs are the first of them."""
         views = self.crops(image)
         return Views(views[0][0], views)
 

@@ -47,7 +47,7 @@ class PyAVVideo(Video):
 
     Args:
         path: The file.
-        threads: Threads of its decoder; 0 for as many as FFmpeg likes.
+        threads: Threads of its decoder, at least 1.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -371,8 +371,10 @@ class PyAVVideo(Video):
         width, height = frame.width, frame.height
         if (width, height) != self.coded:  # the size changes on the way, or the container is wrong about it
             with av.open(self._url()) as container:
-                first = next(iter(container.decode(container.streams[self.stream.index])), frame)
-                width, height = first.width, first.height  # type: ignore[union-attr]
+                stream: Any = container.streams[self.stream.index]
+                stream.codec_context.thread_count = self.threads  # or FFmpeg starts as many as there are cores
+                first = next(iter(container.decode(stream)), frame)
+                width, height = first.width, first.height
         aspect = self.stream.sample_aspect_ratio or self.stream.codec_context.sample_aspect_ratio or 1
         if not 1 / MOST_STRETCHED <= aspect <= MOST_STRETCHED:
             aspect = 1

@@ -7,18 +7,20 @@ import tempfile
 import uuid
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 
 from jepa_lightning import distributed
 from jepa_lightning.data.base import Classes, JEPADataModule
 from jepa_lightning.data.files import printable
+from jepa_lightning.data.image_files import ChannelError
 from jepa_lightning.data.sampler import Draw
 from jepa_lightning.data.sources import Label, Listing, Source, Split
 from jepa_lightning.data.transforms import Views
@@ -28,6 +30,8 @@ from jepa_lightning.preprocessing import Preprocessing
 LINE = ",\n  "
 FEW = 30
 """Held-out samples below which accuracies are warned of."""
+WARNED = "warning"
+"""Marks lines about files that could be read."""
 SHOWN = 30
 """Most files that the last message names."""
 
@@ -44,12 +48,26 @@ class Unreadable:
         with self.path.open("a") as report:  # in JSON, for names with line breaks or bytes that are no text
             report.write(json.dumps([listing.key(index), listing.name(index), reason]) + "\n")
 
+    def warn(self, listing: Listing, index: int, message: str) -> None:
+        """Add what a library said about a file that it could read."""
+        line = [listing.key(index), listing.name(index), printable(" ".join(message.split())), WARNED]
+        with self.path.open("a") as report:
+            report.write(json.dumps(line) + "\n")
+
     def reasons(self) -> dict[str, tuple[str, str]]:
         """Name and first error of each file, by its key, sorted."""
+        return self._lines([])
+
+    def warnings(self) -> dict[str, tuple[str, str]]:
+        """Name and first warning of each file that could be read, likewise."""
+        return self._lines([WARNED])
+
+    def _lines(self, kind: list[str]) -> dict[str, tuple[str, str]]:
         if not self.path.exists():
             return {}
         lines = [json.loads(line) for line in self.path.read_text().splitlines()]
-        return dict(sorted({key: (name, reason) for key, name, reason in reversed(lines)}.items()))
+        found = {key: (name, said) for key, name, said, *rest in reversed(lines) if rest == kind}
+        return dict(sorted(found.items()))
 
     def names(self) -> list[str]:
         """Names of the files."""
@@ -58,6 +76,20 @@ class Unreadable:
     def clear(self) -> None:
         """Forget."""
         self.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def recorded() -> Iterator[list[warnings.WarningMessage]]:
+    """What libraries warn of meanwhile, in a worker, whose own words would come once from each of them.
+
+    Elsewhere nothing is taken: filters of warnings belong to all threads of a process.
+    """
+    if get_worker_info() is None:
+        yield []
+        return
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        yield said
 
 
 class ReadingDataset(Dataset[Sample], ABC):
@@ -74,6 +106,9 @@ class ReadingDataset(Dataset[Sample], ABC):
     def __init__(self, listing: Listing, seed: int, replace: bool, report: Unreadable | None = None) -> None:
         self.listing, self.seed, self.replace = listing, seed, replace
         self.report = report or Unreadable()
+        reasons = self.report.reasons().items()
+        self._late = {key for key, (_, reason) in reasons if reason.startswith(TimeoutError.__name__)}
+        self._warned: set[int] = set()
 
     @abstractmethod
     def read(self, index: int, generator: Generator) -> Any:
@@ -92,6 +127,25 @@ class ReadingDataset(Dataset[Sample], ABC):
     def blank(self) -> Any:
         """Something black of the kind that ``read`` gives."""
 
+    def generators(self, *key: int) -> tuple[Generator, Generator]:
+        """Sources of randomness for reading, and for what comes after: the same one continues what reading drew."""
+        return seeded("clip", *key), seeded("crop", *key)
+
+    def _read(self, index: int, generator: Generator) -> Any:
+        """Read a sample; one that took too long is not waited for again, and warnings are counted."""
+        if self._late and self.listing.key(index) in self._late:
+            raise TimeoutError("took too long before")
+        try:
+            with recorded() as said:
+                content = self.read(index, generator)
+        except TimeoutError:
+            self._late.add(self.listing.key(index))
+            raise
+        if said and index not in self._warned:
+            self._warned.add(index)
+            self.report.warn(self.listing, index, str(said[0].message))
+        return content
+
     def __len__(self) -> int:
         return len(self.listing)
 
@@ -102,18 +156,21 @@ class ReadingDataset(Dataset[Sample], ABC):
         reason = ""
         for position in range(len(self)):
             chosen = (index + position) % len(self)
+            reading, later = self.generators(*key)
             try:
-                content = self.read(chosen, seeded("clip", *key))
+                content = self._read(chosen, reading)
             except Exception as error:  # decoders raise whatever they like
                 self.report.note(self.listing, chosen, error)
                 if not self.replace:
                     return _sample(self.view(self.blank()), self._unknown(), -1, epoch, step, turn)
                 reason = f"{self.listing.name(chosen)} ({type(error).__name__}: {error})"
                 continue
-            with torch.random.fork_rng(devices=[]):
-                # Not torch.manual_seed: it also seeds accelerators, which nothing restores, and takes a stack trace.
-                torch.default_generator.manual_seed(seeded("crop", *key).initial_seed())
+            before = torch.get_rng_state()  # fork_rng does the same, and takes longer
+            try:
+                torch.set_rng_state(later.get_state())
                 return _sample(self.view(content), self.listing.labels[chosen], chosen, epoch, step, turn)
+            finally:
+                torch.set_rng_state(before)
         raise ValueError(f"none of the {len(self)} samples could be decoded, the last: {reason}")
 
     def _unknown(self) -> Label:
@@ -181,6 +238,7 @@ class ReadingDataModule(JEPADataModule):
 
     def setup(self, stage: str) -> None:
         """Fail now rather than in a worker if nothing can be read, and say what cannot be probed."""
+        self.check_channels()
         if stage == "predict":
             return
         listing = self.listing("train")
@@ -202,6 +260,9 @@ class ReadingDataModule(JEPADataModule):
         for index in range(len(listing)):
             try:
                 return self.check(listing, index)
+            except ChannelError:
+                self.report.clear()
+                raise
             except Exception as error:  # decoders raise whatever they like
                 self.report.note(listing, index, error)
                 reason = reason or f"{listing.name(index)} ({type(error).__name__}: {error})"
@@ -254,6 +315,9 @@ class ReadingDataModule(JEPADataModule):
             warnings.warn(
                 f"{len(reasons)} files could not be decoded and were skipped: {LINE.join(shown)}{more}", stacklevel=1
             )
+        if said := list(self.report.warnings().values()):
+            name, message = said[0]
+            warnings.warn(f"{len(said)} files were read with warnings, for example {name} ({message})", stacklevel=1)
         self.report.clear()
         self._told = False
 

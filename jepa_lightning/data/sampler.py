@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -84,14 +85,21 @@ class ResumableLoader(DataLoader[Any]):
     """
 
     sampler: EpochSampler
+    waited = 0.0
+    """Seconds for which batches were waited for, without the first of each epoch, for which workers start."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator is all that is asked of it
         """Batches, counted as they are handed out (workers may be ahead)."""
         epoch = self.sampler.epoch
         self._position = (epoch, self.sampler.resume_batches if epoch == self.sampler.resume_epoch else 0)
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        batch = next(batches, None)
+        while batch is not None:
             self._position = (epoch, self._position[1] + 1)
             yield batch
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - asked
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and number of batches handed out in it."""

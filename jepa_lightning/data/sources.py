@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from PIL import Image
 from torch.utils.data import ConcatDataset
 
-from jepa_lightning.data.files import find_files, held_out, printable
-from jepa_lightning.data.image_files import EXTENSIONS, read_image, to_rgb
+from jepa_lightning.data.channels import PICTURE_EXTENSIONS, Picture, as_channels, read_picture
+from jepa_lightning.data.files import find_files, held_out, is_hidden, printable
+from jepa_lightning.data.image_files import read_image, to_rgb
+from jepa_lightning.data.scaled import Draw, read_part, resized_part
 from jepa_lightning.preprocessing import WHITE
 
 Split = Literal["train", "val", "test", "all"]
@@ -87,6 +90,15 @@ class Images(Listing):
     def image(self, index: int) -> Image.Image:
         """The decoded image in RGB; raises whatever the decoder raises."""
 
+    def picture(self, index: int, channels: int = 3) -> Picture:
+        """The decoded image with that number of channels."""
+        image = self.image(index)
+        return image if channels == 3 else as_channels(image, channels)
+
+    def part(self, index: int, draw: Draw, size: tuple[int, int], channels: int = 3) -> Picture:
+        """The part of an image that ``draw`` chooses for its height and width, resized."""
+        return resized_part(self.picture(index, channels), draw, size)
+
 
 class ImageSource(Source[Images]):
     """Images with labels in up to three splits."""
@@ -120,7 +132,7 @@ class Files(Listing):
 
     def key(self, index: int) -> str:
         """The whole path."""
-        return str(self.root / self.files[index])
+        return os.path.join(self.root, self.files[index])  # noqa: PTH118  # pathlib takes ten times as long
 
 
 class FileImages(Files, Images):
@@ -128,7 +140,15 @@ class FileImages(Files, Images):
 
     def image(self, index: int) -> Image.Image:
         """Decode the whole file, so that a truncated one fails here."""
-        return read_image(self.root / self.files[index], self.background)
+        return read_image(self.key(index), self.background)
+
+    def picture(self, index: int, channels: int = 3) -> Picture:
+        """Decode the whole file."""
+        return read_picture(self.key(index), channels, self.background)
+
+    def part(self, index: int, draw: Draw, size: tuple[int, int], channels: int = 3) -> Picture:
+        """Decode as much as the part takes."""
+        return read_part(self.key(index), draw, size, channels, self.background)
 
 
 F = TypeVar("F", bound=Files)
@@ -180,13 +200,25 @@ class ClassFolders(Source[F], Generic[F]):
         return self._list(self.root, [files[i] for i in chosen], [tops[i] for i in chosen], classes)
 
     def _split_folders(self) -> dict[str, Path]:
-        """The folders of the splits, in any case of their names; one alone is a split only if it is for training."""
+        """The folders of the splits, in any case of their names.
+
+        One alone is a split if it is for training, or if nothing is beside it and there are folders in it.
+        """
         found: dict[str, Path] = {}
         for folder in sorted(path for path in self.root.iterdir() if path.name.lower() in SPLIT_NAMES):
             split = SPLIT_NAMES[folder.name.lower()]
             if folder.is_dir() and (other := found.setdefault(split, folder)) != folder:
                 raise ValueError(f"{other} and {folder} could both be the {split} split: rename one of them")
-        return found if "train" in found or len(found) > 1 else {}
+        return found if "train" in found or len(found) > 1 or self._has_only(found.values()) else {}
+
+    def _has_only(self, folders: Collection[Path]) -> bool:
+        """Whether these are all that the root shows, and have folders in them."""
+        shown = {path for path in self.root.iterdir() if not is_hidden(path.name)}
+        return (
+            bool(folders)
+            and shown == set(folders)
+            and all(any(path.is_dir() and not is_hidden(path.name) for path in folder.iterdir()) for folder in folders)
+        )
 
     def _named_split(self, split: Split, folders: dict[str, Path]) -> F:
         if split not in folders:
@@ -240,7 +272,7 @@ class Folder(ClassFolders[FileImages], ImageSource):
     """
 
     kind = "image"
-    extensions = EXTENSIONS
+    extensions = PICTURE_EXTENSIONS
     listing = FileImages
 
 
@@ -256,6 +288,10 @@ class TorchvisionImages(Images):
     def image(self, index: int) -> Image.Image:
         """The image in RGB."""
         return to_rgb(self.dataset[self.indices[index]][0])
+
+    def picture(self, index: int, channels: int = 3) -> Picture:
+        """The image with that number of channels."""
+        return as_channels(self.dataset[self.indices[index]][0], channels)
 
     def name(self, index: int) -> str:
         """``CIFAR10/test/123``."""

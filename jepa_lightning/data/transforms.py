@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from jepa_lightning.data.channels import Picture, channels_of
+from jepa_lightning.data.scaled import Box, resized_part
 from jepa_lightning.preprocessing import CROP_PCT, Preprocessing
 from jepa_lightning.ranges import within
 
@@ -29,8 +30,9 @@ class Views(NamedTuple):
     views: tuple[Tensor, ...]
 
 
-Transform = Callable[[Image.Image], Tensor | Views]
-"""A PIL image in; a uint8 tensor (C, H, W) out, or several."""
+Transform = Callable[[Any], Tensor | Views]
+"""A PIL image in (RGB or grey), or values (C, H, W) where a model takes other channels; a tensor (C, H, W) out, uint8
+as the image was, or several."""
 
 
 class Augmentation:
@@ -44,13 +46,48 @@ class Augmentation:
     several = False
     crop_pct: float = CROP_PCT
 
+    def check_channels(self, channels: int) -> None:  # most transforms take any
+        """Say what cannot be done with this number of channels.
+
+        Raises:
+            ValueError: If something cannot, with the option that leaves it out.
+        """
+
 
 class TrainTransform(Augmentation, ABC):
     """What happens to a training image; subclass it to bring your own."""
 
     @abstractmethod
-    def __call__(self, image: Image.Image) -> Tensor | Views:
-        """A random view, uint8 (3, H, W), or several; drawn from PyTorch's generator."""
+    def __call__(self, image: Any) -> Tensor | Views:
+        """A random view, (C, H, W), or several; drawn from PyTorch's generator."""
+
+
+class CropTransform(TrainTransform):
+    """A training transform that shows one part of an image: no more of the file needs to be decoded.
+
+    Attributes:
+        size: Height and width of the view.
+    """
+
+    size: tuple[int, int]
+
+    @abstractmethod
+    def box(self, height: int, width: int, generator: Generator | None = None) -> Box:
+        """Top, left, height and width of the part, for the size of an image; drawn first.
+
+        Args:
+            height: Of the image in pixels.
+            width: Likewise.
+            generator: Source of the choice; None for PyTorch's.
+        """
+
+    @abstractmethod
+    def finish(self, view: Picture) -> Tensor:
+        """What happens to the part after it was resized; drawn from PyTorch's generator."""
+
+    def __call__(self, image: Picture) -> Tensor:
+        """A random view of a decoded image."""
+        return self.finish(resized_part(image, self.box, self.size))
 
 
 class Beside:
@@ -69,7 +106,7 @@ class Beside:
         return Views(self.clean(content), self.several(content).views)
 
 
-class PretrainTransform(TrainTransform):
+class PretrainTransform(CropTransform):
     """What I-JEPA does to a training image: a random resized crop and, unless asked, nothing else.
 
     Draws from PyTorch's generator, which the data set seeds with (seed, epoch, index).
@@ -79,7 +116,7 @@ class PretrainTransform(TrainTransform):
         crop_scale: Smallest and largest area of the crop over that of the image.
         horizontal_flip: Mirror every other image.
         color_jitter: Strength of colour distortion (the reference's factors times this, and grey in one of five);
-            0 for none.
+            0 for none, and for channels that are neither colours nor grey.
         gaussian_blur: Blur every other image, radius 0.1 to 2 pixels.
         crop_pct: Fraction of the resized picture that the centre crop of evaluation keeps: 0.875 as in the papers; 1
             where objects fill their pictures.
@@ -99,8 +136,8 @@ class PretrainTransform(TrainTransform):
     ) -> None:
         self.crop_pct = _fraction(crop_pct)
         within(0.0, 1.0, crop_scale=crop_scale)
-        self.crop = v2.RandomResizedCrop(size, scale=crop_scale, interpolation=InterpolationMode.BILINEAR)
-        self.horizontal_flip = horizontal_flip
+        self.size, self.crop_scale = (size[0], size[1]), crop_scale
+        self.horizontal_flip, self.color_jitter = horizontal_flip, color_jitter
         colors: list[nn.Module] = []
         if color_jitter > 0:
             s = color_jitter
@@ -112,14 +149,68 @@ class PretrainTransform(TrainTransform):
             colors.append(v2.RandomApply([v2.GaussianBlur(kernel_size=9, sigma=(0.1, 2.0))], p=0.5))
         self.colors = v2.Compose(colors) if colors else None
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """A random view, uint8 (3, H, W)."""
-        # What the modules call, called here: a fifth less time for an image of 28 pixels, a twentieth for one of 224.
-        place = self.crop.make_params([image])
-        view = F.resized_crop(image, **place, size=self.crop.size, interpolation=InterpolationMode.BILINEAR)
+    def check_channels(self, channels: int) -> None:
+        """Colours are changed of one or three.
+
+        Raises:
+            ValueError: If they were to be changed of others.
+        """
+        if self.color_jitter and channels not in (1, 3):
+            raise ValueError(
+                f"color_jitter {self.color_jitter:g} changes colours, and {channels} channels have none: set "
+                "data.transform.init_args.color_jitter to 0"
+            )
+
+    def box(self, height: int, width: int, generator: Generator | None = None) -> Box:
+        """As torchvision's RandomResizedCrop draws it."""
+        return random_box(height, width, self.crop_scale, generator)
+
+    def finish(self, view: Picture) -> Tensor:
+        """Mirror, change colours, blur."""
         if self.horizontal_flip and torch.rand(1) < 0.5:
             view = F.horizontal_flip(view)
-        return F.pil_to_tensor(view if self.colors is None else self.colors(view))
+        if self.colors is None:
+            return to_tensor(view)
+        self.check_channels(channels_of(view))
+        if isinstance(view, Tensor) and view.dtype == torch.uint8 and len(view) == 3:
+            view = F.to_pil_image(view)  # whose colours change faster
+        return to_tensor(self.colors(view))
+
+
+RATIO = (3 / 4, 4 / 3)
+"""Smallest and largest width of a box over its height."""
+LOG_RATIO: tuple[float, float] = tuple(torch.tensor(RATIO).log().tolist())  # in single precision, as torchvision draws
+
+
+def random_box(
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    generator: Generator | None = None,
+) -> Box:
+    """The box that torchvision's RandomResizedCrop draws from the same generator: ten tries, else the centre.
+
+    Args:
+        height: Of the image in pixels.
+        width: Likewise.
+        scale: Smallest and largest area of the box over that of the image.
+        generator: Source of the choice; None for PyTorch's.
+    """
+    for _ in range(10):
+        area = height * width * torch.empty(1).uniform_(*scale, generator=generator).item()
+        aspect = torch.empty(1).uniform_(*LOG_RATIO, generator=generator).exp().item()
+        wide, tall = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < wide <= width and 0 < tall <= height:
+            top = int(torch.randint(0, height - tall + 1, (1,), generator=generator))
+            return top, int(torch.randint(0, width - wide + 1, (1,), generator=generator)), tall, wide
+    wide = min(width, round(height * RATIO[1])) if width / height > RATIO[1] else width
+    tall = min(height, round(width / RATIO[0])) if width / height < RATIO[0] else height
+    return (height - tall) // 2, (width - wide) // 2, tall, wide
+
+
+def to_tensor(picture: Picture) -> Tensor:
+    """A picture as a tensor (C, H, W)."""
+    return picture if isinstance(picture, Tensor) else F.pil_to_tensor(picture)
 
 
 class CleanTransform:
@@ -136,9 +227,9 @@ class CleanTransform:
     def __init__(self, size: tuple[int, int], crop_pct: float | None = CROP_PCT) -> None:
         self.preprocessing = Preprocessing(size, None if crop_pct is None else _fraction(crop_pct))
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """The same view every time, uint8 (3, H, W)."""
-        return F.pil_to_tensor(self.preprocessing.crop(image))
+    def __call__(self, image: Picture) -> Tensor:
+        """The same view every time, (C, H, W)."""
+        return to_tensor(self.preprocessing.crop(image))
 
 
 def _fraction(crop_pct: float) -> float:

@@ -14,11 +14,12 @@ from torch.utils.data import DataLoader
 
 from jepa_lightning.data.base import MaskFactory
 from jepa_lightning.data.clips import ClipSampler
-from jepa_lightning.data.decode import Decoder, PyAVDecoder, with_timeout
+from jepa_lightning.data.decode import Decoder, PyAVDecoder
 from jepa_lightning.data.moving_digits import MovingDigits
 from jepa_lightning.data.reading import ReadingDataModule, ReadingDataset, Unreadable
 from jepa_lightning.data.sampler import Shares
 from jepa_lightning.data.sources import Listing, Split
+from jepa_lightning.data.timeout import Reader, with_timeout
 from jepa_lightning.data.transforms import Beside, Views
 from jepa_lightning.data.video_sources import Still, Videos, VideoSource, source_of
 from jepa_lightning.data.video_transforms import (
@@ -58,7 +59,7 @@ class ClipFormat:
     views: int = 1
 
 
-class VideoReader:
+class VideoReader(Reader):
     """Reads clips from files, and gives up those that take too long.
 
     Args:
@@ -67,9 +68,8 @@ class VideoReader:
     """
 
     def __init__(self, decoder: Decoder | None = None, timeout: float = 60.0) -> None:
-        if timeout <= 0:
-            raise ValueError(f"timeout must be above 0 seconds, got {timeout}")
-        self.decoder, self.timeout = decoder or PyAVDecoder(), timeout
+        super().__init__(timeout)
+        self.decoder = decoder or PyAVDecoder()
 
     def read(self, videos: Videos, index: int, clips: ClipSampler, generator: Generator | None) -> list[Tensor]:
         """The frames (T, H, W, 3), uint8, of each clip of a video.
@@ -121,18 +121,10 @@ class VideoDataset(ReadingDataset):
         super().__init__(videos, seed, replace, report)
         self.videos, self.clips, self.transforms = videos, clips, list(transforms)
         self.reader = reader or VideoReader()
-        reasons = self.report.reasons().items()
-        self._late = {key for key, (_, reason) in reasons if reason.startswith(TimeoutError.__name__)}
 
     def read(self, index: int, generator: Generator) -> list[Tensor]:
-        """Frames of each clip; a file that took too long is not waited for again."""
-        if (key := self.videos.key(index)) in self._late:
-            raise TimeoutError("took too long before")
-        try:
-            return self.reader.read(self.videos, index, self.clips, generator if self.replace else None)
-        except TimeoutError:
-            self._late.add(key)
-            raise
+        """Frames of each clip."""
+        return self.reader.read(self.videos, index, self.clips, generator if self.replace else None)
 
     def view(self, content: list[Tensor]) -> Tensor | Views:
         """One clip (C, T, H, W), or (K, C, T, H, W): all views of the first clip, then of the next.
@@ -181,7 +173,7 @@ class VideoDataModule(ReadingDataModule):
             each become a sample of the batch.
         reader: How files are decoded, and when they are given up; null for PyAV and a minute.
         batch_size: Videos in a batch of one process.
-        num_workers: Loader processes; null for one less than this process has cores, at most 8.
+        num_workers: Loader processes; null for one less than this process has cores.
         seed: Key of shuffles, clips, crops and masks; null for the seed of the run (``seed_everything``).
         inputs: Frames, size and normalisation of the clips; null for what the model was built for.
     """

@@ -1,10 +1,14 @@
-"""What a process that loads samples does first."""
+"""How many processes load samples, and what each does first."""
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 from lightning.fabric.utilities.seed import pl_worker_init_function
 
@@ -32,3 +36,47 @@ def _end_if_the_parent_says_so() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
+
+
+def own_cores(processes: int | None = None) -> int:
+    """Cores for this process beside the others of its training on this machine, at least 1.
+
+    Args:
+        processes: Processes of this training on this machine; None for what torchrun says.
+    """
+    if processes is None:
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    own, cores = os.environ.get("SLURM_CPUS_PER_TASK", ""), available_cores()
+    if own.isdigit() and cores <= int(own):  # SLURM has divided the machine already
+        processes = 1
+    return max(1, cores // max(1, processes))
+
+
+def available_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: by its affinity, and by the limits of its container.
+
+    Args:
+        cgroups: Where the limits stand (Linux).
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *(math.ceil(limit) for limit in _limits(cgroups))]))
+
+
+def _limits(cgroups: Path) -> Iterator[float]:
+    """Cores that each group of this process may use, version 2 and version 1."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    own = next((line.partition("::")[2].strip("/") for line in lines if line.startswith("0::")), "")
+    for folder in (cgroups / own, *(cgroups / own).parents):
+        with suppress(OSError, ValueError):
+            quota, period = (folder / "cpu.max").read_text().split()
+            if quota != "max":
+                yield int(quota) / int(period)
+        if folder == cgroups:
+            break
+    with suppress(OSError, ValueError):
+        quota, period = ((cgroups / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        if int(quota) > 0:
+            yield int(quota) / int(period)

@@ -31,10 +31,10 @@ class DepthHead(nn.Module):
         self.register_buffer("middles", torch.linspace(nearest, farthest, bins))
 
     def forward(self, tokens: Float[Tensor, "batch h w dim"], size: tuple[int, int]) -> Float[Tensor, "batch H W"]:
-        """The depth of each pixel."""
-        weights = upsampled(self.head(tokens), size).relu() + 0.1
-        weights = weights / weights.sum(dim=1, keepdim=True)
-        return (weights * self.middles[:, None, None]).sum(dim=1)
+        """The depth of each pixel: that of each token, bilinear between them."""
+        weights = self.head(tokens).relu() + 0.1
+        depth = (weights * self.middles).sum(dim=-1, keepdim=True) / weights.sum(dim=-1, keepdim=True)
+        return upsampled(depth, size)[:, 0]
 
 
 def scale_invariant(predicted: Tensor, depth: Tensor) -> Tensor:
@@ -44,38 +44,19 @@ def scale_invariant(predicted: Tensor, depth: Tensor) -> Tensor:
     return (g.var(correction=0) + 0.15 * g.mean().square() + 1e-12).sqrt()
 
 
-def fit_depth(
-    tokens: Float[Tensor, "n h w dim"],
-    depth: Float[Tensor, "n H W"],
-    nearest: float,
-    farthest: float,
-    recipe: Recipe | None = None,
-) -> DepthHead:
-    """Train a depth head at the resolution of the labels.
+DEPTH_RECIPE = Recipe(lr=3e-4, weight_decay=1e-4, warmup=1 / 3)
+"""DINOv3's rate, weight decay and warm-up; of 38,400 steps there."""
+DEPTH_CLIP = 35.0
+"""Largest norm of the gradient."""
 
-    Args:
-        tokens: Frozen tokens of the training inputs, on their grid.
-        depth: Depth of each pixel; 0 or less where it is not known.
-        nearest: Least depth that can be predicted.
-        farthest: Largest depth that can be predicted.
-        recipe: How; None for DINOv3's rate and weight decay.
-    """
-    recipe = recipe or Recipe(lr=3e-4, weight_decay=1e-4, warmup=1 / 3)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        head = DepthHead(tokens.shape[-1], nearest, farthest).to(tokens.device).train()
-    optimizer = torch.optim.AdamW(head.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
-    for step in range(recipe.steps):
-        optimizer.param_groups[0]["lr"] = recipe.lr * recipe.rate(step)
-        chosen = torch.randint(len(tokens), (recipe.batch_size,), generator=generator)
-        if not (depth[chosen] > 0).any():
-            continue
-        scale_invariant(head(tokens[chosen], depth.shape[1:]), depth[chosen]).backward()
-        nn.utils.clip_grad_norm_(head.parameters(), 35.0)
-        optimizer.step()
-        optimizer.zero_grad()
-    return head.eval()
+
+def depth_error(
+    head: nn.Module, tokens: Float[Tensor, "batch h w dim"], depth: Float[Tensor, "batch H W"]
+) -> Tensor | None:
+    """The scale-invariant error at the resolution of the labels; None where no depth is known."""
+    if not (depth > 0).any():
+        return None
+    return scale_invariant(head(tokens, depth.shape[1:]), depth)
 
 
 class DepthSums(NamedTuple):

@@ -54,10 +54,18 @@ def student(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half, "Student's t")
 
 
-def interval(values: Sequence[float], samples: int) -> Interval:
-    """Interval of the accuracy of one run or of the mean of several, each on ``samples`` samples."""
+def interval(values: Sequence[float], samples: int, bounds: tuple[float, float] | None = None) -> Interval:
+    """Interval of the accuracy of one run or of the mean of several, each on ``samples`` samples.
+
+    Args:
+        values: One of each run.
+        samples: On which each is measured.
+        bounds: The interval of one run, where it is known; None for Wilson's.
+    """
     if len(values) > 1:
         return student(values)
+    if bounds is not None:
+        return Interval(values[0], *bounds, "resampled")
     return wilson(values[0], samples)
 
 

@@ -33,18 +33,14 @@ class Propagation(NamedTuple):
 
 
 @torch.no_grad()
-def propagate(
-    tokens: Float[Tensor, "t h w dim"],
-    first: Int[Tensor, "H W"],
-    objects: int,
-    options: Propagation | None = None,
-) -> Int[Tensor, "t H W"]:
-    """The object of each pixel in each frame, 0 for the background.
+def carried(
+    tokens: Float[Tensor, "t h w dim"], first: Float[Tensor, "h w labels"], options: Propagation | None = None
+) -> Float[Tensor, "t h w labels"]:
+    """How much of each label each token gets, from those that the first frame has.
 
     Args:
         tokens: Tokens of each frame, or tubelet, on their grid.
-        first: Objects of the first frame, from 1; 0 is the background.
-        objects: How many objects there are.
+        first: Labels of the tokens of the first frame.
         options: How; None for the values of DINO.
     """
     options = options or Propagation()
@@ -52,7 +48,7 @@ def propagate(
     rows, columns = (torch.arange(side, device=tokens.device) for side in grid)
     place = torch.cartesian_prod(rows, columns)  # (N, 2)
     near = (place[:, None] - place).abs().amax(dim=-1) <= options.radius  # (N, N)
-    maps = [token_shares(first[None], (grid[0], grid[1]), objects + 1)[0].flatten(0, 1)]  # (N, objects + 1)
+    maps = [first.flatten(0, 1)]  # (N, labels)
     for frame in range(1, len(tokens)):
         seen = sorted({0, *range(max(0, frame - options.last), frame)})
         similarity = torch.cat(
@@ -62,9 +58,31 @@ def propagate(
         weights = (nearest / options.temperature).softmax(dim=1)  # (N, k)
         labels = torch.cat([maps[other] for other in seen])
         maps.append((weights.unsqueeze(-1) * labels[index]).sum(dim=1))
-    shares = torch.stack(maps).unflatten(1, grid)
-    found = upsampled(shares, (first.shape[0], first.shape[1])).argmax(dim=1)
-    return torch.cat([first[None].to(found), found[1:]])
+    return torch.stack(maps).unflatten(1, grid)
+
+
+@torch.no_grad()
+def propagate(
+    tokens: Float[Tensor, "t h w dim"],
+    first: Int[Tensor, "H W"],
+    objects: int,
+    options: Propagation | None = None,
+    size: tuple[int, int] | None = None,
+) -> Int[Tensor, "t height width"]:
+    """The object of each pixel in each frame, 0 for the background.
+
+    Args:
+        tokens: Tokens of each frame, or tubelet, on their grid.
+        first: Objects of the first frame, from 1; 0 is the background.
+        objects: How many objects there are.
+        options: How; None for the values of DINO.
+        size: Height and width of the result; None for those of ``first``.
+    """
+    shares = carried(tokens, token_shares(first[None], (tokens.shape[1], tokens.shape[2]), objects + 1)[0], options)
+    large = upsampled(shares, size or (first.shape[0], first.shape[1]))
+    least, most = (extreme(large.flatten(2), dim=2)[..., None, None] for extreme in (torch.amin, torch.amax))
+    # Each object's highest value counts as certain, or what is thinner than a token would be lost (DINO's protocol).
+    return torch.where(most > 0, (large - least) / (most - least).clamp(min=1e-12), large).argmax(dim=1)
 
 
 def region(predicted: Bool[Tensor, "H W"], true: Bool[Tensor, "H W"]) -> float:
@@ -103,12 +121,18 @@ def _share(points: Bool[Tensor, "H W"], others: Bool[Tensor, "H W"], radius: int
     return int((points & reached).sum()) / int(points.sum())
 
 
-def j_and_f(predicted: Int[Tensor, "t H W"], true: Int[Tensor, "t H W"], objects: int) -> tuple[float, float]:
-    """J and F of a clip: means over its objects and over its frames but the first, which was given, and the last.
+def scored_frames(frames: int) -> range:
+    """All but the first, which was given, and the last; of two frames the second, which DAVIS does not have."""
+    return range(1, frames - 1) if frames > 2 else range(1, frames)
 
-    J&F is the mean of both. A clip of two frames is scored on its second one, which DAVIS does not have.
+
+def j_and_f(predicted: Int[Tensor, "t H W"], true: Int[Tensor, "t H W"], objects: int) -> Float[Tensor, "objects 2"]:
+    """J and F of each object of a clip, means over the frames that are scored.
+
+    DAVIS gives the means of both over the objects of all clips, and J&F, the mean of the two.
     """
-    frames = range(1, len(true) - 1) if len(true) > 2 else range(1, len(true))
-    pairs = [(predicted[t] == number, true[t] == number) for number in range(1, objects + 1) for t in frames]
-    each = torch.tensor([[region(*pair), contour(*pair)] for pair in pairs], dtype=torch.float64)
-    return float(each[:, 0].mean()), float(each[:, 1].mean())
+    frames, each = scored_frames(len(true)), []
+    for number in range(1, objects + 1):
+        pairs = [(predicted[t] == number, true[t] == number) for t in frames]
+        each.append(torch.tensor([[region(*pair), contour(*pair)] for pair in pairs]).mean(dim=0))
+    return torch.stack(each)

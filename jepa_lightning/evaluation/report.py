@@ -7,10 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jepa_lightning.evaluation.intervals import interval
-from jepa_lightning.evaluation.results import RANKME, Result
+from jepa_lightning.evaluation.results import Result
 from jepa_lightning.evaluation.table import about_intervals, choices, heading, markdown, plain, settings, table
 
 SHOWN = 24
@@ -29,6 +30,9 @@ class Report(NamedTuple):
         heads: Results of all heads, of which ``results`` has the chosen ones.
         notes: What the reader should know, a sentence each.
         intervals: Whether the table in a terminal has 95 % intervals; those in files always have.
+        measure: What the numbers of the table are.
+        details: Results that stand in the files alone, for example of each class.
+        pictures: Images beside the page, by name.
     """
 
     title: str
@@ -39,6 +43,9 @@ class Report(NamedTuple):
     heads: Sequence[Result] = ()
     notes: Sequence[str] = ()
     intervals: bool = True
+    measure: str = "Top-1 in %"
+    details: Sequence[Result] = ()
+    pictures: Mapping[str, Any] = MappingProxyType({})
 
     def text(self) -> str:
         """The tables for a terminal."""
@@ -64,7 +71,11 @@ class Report(NamedTuple):
             "config": self.config,
             "heads": [_as_json(result) for result in self.heads],
             "notes": list(self.notes),
+            "measure": self.measure,
+            "details": [_as_json(result) for result in self.details],
         }
+        for picture, image in self.pictures.items():
+            image.save(folder / f"{picture}.png")
         paths = [folder / f"{name}.json", folder / f"{name}.md"]
         for path, text in zip(paths, (json.dumps(content, indent=2) + "\n", self.markdown()), strict=True):
             path.write_text(text)
@@ -72,8 +83,11 @@ class Report(NamedTuple):
 
     def markdown(self) -> str:
         """The page in Markdown."""
-        parts = [f"# {self.title}", heading(self.results), "Top-1 in %, with 95 % intervals."]
+        parts = [f"# {self.title}", heading(self.results), f"{self.measure}, with 95 % intervals."]
         parts += [markdown(table(self.results), numbers=True), about_intervals(self.results), *self.notes]
+        parts += [f"![{name}]({name}.png)" for name in self.pictures]
+        if self.details:
+            parts += ["## Details", markdown(table(self.details), numbers=True)]
         parts += ["## Protocol", "\n".join(f"- {sentence}" for sentence in self.protocol)]
         if rows := choices(self.results):
             parts += ["## Settings", markdown(rows)]
@@ -99,7 +113,8 @@ def read(path: Path) -> Report:
         raise ValueError(
             f"{path} is no report of jepa ({error!r}): give a JSON file that `jepa evaluate` wrote"
         ) from error
-    return Report(results=results, heads=heads, **rest)
+    details = tuple(_from_json(entry) for entry in content.get("details", ()))
+    return Report(results=results, heads=heads, details=details, measure=content.get("measure", "Top-1 in %"), **rest)
 
 
 def written_now() -> str:
@@ -110,12 +125,14 @@ def written_now() -> str:
 def _as_json(result: Result) -> dict[str, Any]:
     entry: dict[str, Any] = {**result._asdict(), "values": list(result.values)}
     entry["chosen"] = {name: "inf" if value == math.inf else value for name, value in result.chosen.items()}
-    if len(result.values) > 1 or (result.values and result.samples and result.protocol != RANKME):
-        entry["interval"] = interval(result.values, result.samples)._asdict()
+    known = result.bounds is not None or result.scale == 100
+    if len(result.values) > 1 or (result.values and result.samples and known):
+        entry["interval"] = interval(result.values, result.samples, result.bounds)._asdict()
     return entry
 
 
 def _from_json(entry: dict[str, Any]) -> Result:
     chosen = {name: math.inf if value == "inf" else value for name, value in entry["chosen"].items()}
-    fields = {name: entry[name] for name in Result._fields}
+    fields = {name: entry[name] for name in Result._fields if name != "bounds"}
+    fields["bounds"] = tuple(entry["bounds"]) if entry.get("bounds") else None  # older reports have none
     return Result(**{**fields, "values": tuple(entry["values"]), "chosen": chosen})

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 KNN, LOGISTIC, RANKME = "nearest neighbours", "logistic regression", "RankMe"
+RMSE = "RMSE of depth"
+UNSCALED = {RANKME, RMSE}
+"""Readouts whose values are no fractions."""
 LOGGED = {LOGISTIC: "linear_top1", KNN: "knn_top1", RANKME: "rankme"}
 """Log names of the readouts of the probe during training."""
 
@@ -24,6 +27,7 @@ class Result(NamedTuple):
         data: Name of the data set.
         split: ``val`` or ``test``.
         fitted: Number of training samples that were learned from; None if that is not known, or nothing was learned.
+        bounds: 95 % interval of the only value, where it is no fraction of the samples; None for Wilson's.
     """
 
     protocol: str
@@ -35,6 +39,12 @@ class Result(NamedTuple):
     data: str = ""
     split: str = ""
     fitted: int | None = None
+    bounds: tuple[float, float] | None = None
+
+    @property
+    def scale(self) -> int:
+        """What values are multiplied by in tables: 100 for %, 1 for those with a unit of their own."""
+        return 1 if self.protocol in UNSCALED else 100
 
     @property
     def mean(self) -> float:
@@ -74,5 +84,6 @@ def merged(results: Iterable[Result]) -> list[Result]:
             found.append(first)
             continue
         chosen = {} if any(result.chosen != first.chosen for result in done) else first.chosen
-        found.append(first._replace(values=tuple(result.mean for result in done), chosen=chosen))
+        values = tuple(result.mean for result in done)
+        found.append(first._replace(values=values, chosen=chosen, bounds=None))
     return found

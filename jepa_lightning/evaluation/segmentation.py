@@ -7,13 +7,15 @@ of 100 or 448 pixels (valeoai/Franca, issue 2). Here it is that of the labels th
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+Head = TypeVar("Head", bound=nn.Module)
 IGNORED = -1
 """Label of a pixel that does not count."""
 
@@ -107,33 +109,50 @@ class Recipe(NamedTuple):
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup)))
 
 
-def fit_segmentation(
-    tokens: Float[Tensor, "n h w dim"], labels: Int[Tensor, "n H W"], classes: int, recipe: Recipe | None = None
-) -> LinearHead:
-    """Train a linear head with cross-entropy at the resolution of the labels.
+class HeadFit:
+    """Trains a head on one batch after another, so that memory does not grow with the data set.
 
     Args:
-        tokens: Frozen tokens of the training inputs, on their grid.
-        labels: Class of each pixel, IGNORED where it does not count.
-        classes: Number of classes.
-        recipe: How; None for the defaults.
+        build: Makes the head; its initial weights follow from the seed.
+        error: Loss of the head on tokens (B, h, w, D) and labels (B, H, W), or None where no pixel counts.
+        recipe: How it is trained.
+        clip: Largest norm of the gradient; None for any.
     """
-    recipe = recipe or Recipe()
-    generator = torch.Generator().manual_seed(recipe.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        head = LinearHead(tokens.shape[-1], classes).to(tokens.device).train()
-    optimizer = torch.optim.AdamW(head.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
-    for step in range(recipe.steps):
-        optimizer.param_groups[0]["lr"] = recipe.lr * recipe.rate(step)
-        chosen = torch.randint(len(tokens), (recipe.batch_size,), generator=generator)
-        logits = upsampled(head(tokens[chosen]), (labels.shape[1], labels.shape[2]))
-        target = labels[chosen].long()
-        error = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
-        (error / (target != IGNORED).sum().clamp(min=1)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return head.eval()
+
+    def __init__(
+        self,
+        build: Callable[[], Head],
+        error: Callable[[Any, Tensor, Tensor], Tensor | None],
+        recipe: Recipe,
+        clip: float | None = None,
+    ) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            self.head = build().train()
+        self.error, self.recipe, self.clip, self.done = error, recipe, clip, 0
+        self.optimizer = torch.optim.AdamW(self.head.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
+
+    def step(self, tokens: Float[Tensor, "batch h w dim"], labels: Tensor) -> None:
+        """One step of the optimizer."""
+        self.optimizer.param_groups[0]["lr"] = self.recipe.lr * self.recipe.rate(self.done)
+        self.done += 1
+        if (error := self.error(self.head, tokens, labels)) is None:
+            return
+        error.backward()
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.head.parameters(), self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def pixel_cross_entropy(
+    head: nn.Module, tokens: Float[Tensor, "batch h w dim"], labels: Int[Tensor, "batch H W"]
+) -> Tensor | None:
+    """Cross-entropy at the resolution of the labels; None where no pixel counts."""
+    if not (labels != IGNORED).any():
+        return None
+    logits = upsampled(head(tokens), (labels.shape[1], labels.shape[2]))
+    return F.cross_entropy(logits, labels.long(), ignore_index=IGNORED)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jepa_lightning.evaluation.intervals import interval
-from jepa_lightning.evaluation.results import KNN, LOGISTIC, RANKME, Result
+from jepa_lightning.evaluation.results import KNN, LOGISTIC, RANKME, RMSE, Result
 
 FIRST, LAST = ("raw pixels", "random initialisation"), ("trained",)
 """Encoders whose columns come first and last."""
@@ -82,7 +82,9 @@ def choices(results: Sequence[Result]) -> Rows:
 def about_intervals(results: Sequence[Result]) -> str:
     """Which intervals the table has, and why a value is missing."""
     sentences, measured = [], [result for result in results if result.protocol != RANKME]
-    if samples := {result.samples for result in measured if len(result.values) == 1}:
+    if samples := {result.samples for result in measured if result.bounds is not None}:
+        sentences.append(f"One run: 95 % of 1,000 resamplings of the {_counts(samples)} samples.")
+    if samples := {result.samples for result in measured if len(result.values) == 1 and result.bounds is None}:
         sentences.append(f"One run: Wilson's interval, for {_counts(samples)} samples.")
     if runs := {len(result.values) for result in results if len(result.values) > 1}:
         sentences.append(f"Several: Student's t over {_counts(runs)} draws or seeds.")
@@ -136,12 +138,13 @@ def _title(result: Result, intervals: bool) -> str:
 def _cell(result: Result, intervals: bool) -> str:
     if not result.values:
         return "-"
-    scale = 1 if result.protocol == RANKME else 100
-    if not intervals or (len(result.values) == 1 and (scale == 1 or not result.samples)):
-        return f"{scale * result.mean:.1f}"
-    found = interval(result.values, result.samples)
+    scale, digits = result.scale, 3 if result.protocol == RMSE else 1
+    unmeasured = (scale == 1 or not result.samples) and result.bounds is None
+    if not intervals or (len(result.values) == 1 and unmeasured):
+        return f"{scale * result.mean:.{digits}f}"
+    found = interval(result.values, result.samples, result.bounds)
     low, high = max(0.0, found.low), found.high if scale == 1 else min(1.0, found.high)
-    return f"{scale * found.mean:.1f} [{scale * low:.1f}, {scale * high:.1f}]"
+    return f"{scale * found.mean:.{digits}f} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
 
 
 def _settings(result: Result) -> dict[str, str]:

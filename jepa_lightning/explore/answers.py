@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from jepa_lightning.callbacks.pictures import pca_rgb
 from jepa_lightning.explore import figures
+from jepa_lightning.explore.dense import components, followed
 from jepa_lightning.explore.items import Item, dropped
 from jepa_lightning.explore.subject import Bank, Expectation, Subject, perplexity, similarity
 from jepa_lightning.masking import MaskSampler
@@ -45,8 +45,10 @@ class Answers:
 
     # ------------------------------------------------------------------ one patch
 
-    def look(self, number: int, patch: int, layer: int, head: int | None, opacity: float) -> list[go.Figure]:
-        """Input, attention from and toward the patch, its perplexity by head, PCA, similarity."""
+    def look(
+        self, number: int, patch: int, layer: int, head: int | None, opacity: float, threshold: float = 0.0
+    ) -> list[go.Figure]:
+        """Input, attention from and toward the patch, its perplexity by head, PCA, similarity, the patch followed."""
         item = self.items[number]
         grid = self.subject.grid(item.pixels)
         picture = figures.strip(item.pixels, grid[0])
@@ -65,17 +67,14 @@ class Answers:
                 figures.bars("perplexity of its attention, by head", perplexity(attention[:, patch]), head),
             ]
         tokens = self.tokens(number, layer)
-        shown.append(
-            figures.figure(f"principal components, layer {layer}", self._pca(tokens, grid), grid, marked=[patch])
-        )
+        colours = figures.strip(components(tokens, grid, threshold=threshold), grid[0])
+        shown.append(figures.figure(f"principal components, layer {layer}", colours, grid, marked=[patch]))
         shown.append(
             figures.figure(f"similarity, layer {layer}", picture, grid, similarity(tokens, patch), opacity, [patch])
         )
+        goes = followed(tokens, grid, patch)
+        shown.append(figures.figure(f"followed through the clip, layer {layer}", picture, grid, goes, opacity, [patch]))
         return shown
-
-    def _pca(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        colours = (pca_rgb(tokens.unsqueeze(0), grid)[0] * 255).round().to(torch.uint8)  # (3, T', H', W')
-        return figures.strip(colours, grid[0])
 
     # ------------------------------------------------------------------ predictions
 

@@ -44,7 +44,12 @@ def of_data(data: JEPADataModule, count: int) -> list[Item]:
     Args:
         data: The data module.
         count: At most that many, spread over the split.
+
+    Raises:
+        ValueError: If they are no colour pictures.
     """
+    if (channels := data.channels()) != 3:
+        raise ValueError(f"the page shows colour pictures, and this model takes {channels} channels: use jepa predict")
     data.prepare_data()
     loader = data.probe_dataloader("val", count) or data.probe_dataloader("train", count)
     items: list[Item] = []

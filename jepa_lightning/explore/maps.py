@@ -48,6 +48,10 @@ class Maps(Callback):
             rank_zero_info("no maps are drawn without matplotlib: pip install 'jepa-lightning[explore]'")
         else:
             assert matplotlib
+        channels = trainer.datamodule.channels()  # type: ignore[attr-defined]
+        if self._draws and channels not in (1, 3):
+            self._draws = False
+            rank_zero_info(f"no maps are drawn: {channels} channels are no picture")
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

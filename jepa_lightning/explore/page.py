@@ -19,7 +19,7 @@ from jepa_lightning.explore.answers import Answers
 Result = TypeVar("Result")
 MAX_FILE = 200 * 2**20
 """Bytes of a file that is dropped in."""
-LOOK = ("input", "attends", "attended", "perplexity", "pca", "similarity")
+LOOK = ("input", "attends", "attended", "perplexity", "pca", "similarity", "followed")
 EXPECT = ("surprise", "expected", "seen")
 ROW = {"display": "flex", "flexWrap": "wrap", "gap": "6px", "alignItems": "flex-start"}
 FIELD = {"minWidth": "180px", "flex": "1"}
@@ -79,6 +79,7 @@ def _controls(answers: Answers) -> html.Div:
         ("your own", drop),
         ("layer", slider),
         ("attention head", dcc.Dropdown(heads, -1, id="head", clearable=False)),
+        ("foreground: first component", dcc.Slider(-0.9, 0.9, 0.1, value=0, id="threshold", marks={0: "all"})),
         ("opacity of the colours", dcc.Slider(0, 1, 0.1, value=0.6, id="opacity", marks={0: "0", 1: "1"})),
     ]
     return html.Div(
@@ -101,7 +102,9 @@ def _help(text: str) -> html.Div:
 def _look_tab() -> dcc.Tab:
     text = (
         "Click a patch in any picture: colours show what it attends to, what attends to it, and how similar the "
-        "features of all patches are to its own. Perplexity: over how many patches a head spreads its attention."
+        "features of all patches are to its own. Perplexity: over how many patches a head spreads its attention. "
+        "Followed: where the patch goes in later frames, by the most similar features. Foreground: hide patches whose "
+        "first principal component is low, or high."
     )
     return dcc.Tab([_help(text), _graphs(LOOK)], label="attention and features", value="look")
 
@@ -181,10 +184,10 @@ def _looking(app: Dash, answers: Answers) -> None:
     @app.callback(
         *[Output(name, "figure") for name in LOOK],
         Input("item", "value"), Input("patch", "data"), Input("layer", "value"), Input("head", "value"),
-        Input("opacity", "value"),
+        Input("opacity", "value"), Input("threshold", "value"),
     )  # fmt: skip
-    def look(item: int, patch: int, layer: int, head: int, opacity: float) -> list[go.Figure]:
-        shown, why = _said(lambda: answers.look(item, patch, layer, None if head < 0 else head, opacity))
+    def look(item: int, patch: int, layer: int, head: int, opacity: float, threshold: float) -> list[go.Figure]:
+        shown, why = _said(lambda: answers.look(item, patch, layer, None if head < 0 else head, opacity, threshold))
         return [figures.message(why)] * len(LOOK) if shown is None else shown
 
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import nn
 
 from jepa_lightning.export.source import Functions, Source
-from jepa_lightning.models import DenseVisionTransformer, Encoder, VisionTransformer
+from jepa_lightning.models import CausalVisionTransformer, DenseVisionTransformer, Encoder, VisionTransformer
 from jepa_lightning.models.layers import MLP, Block
 from jepa_lightning.weights.networks import Networks
 
@@ -86,6 +86,8 @@ def not_plain(encoder: Encoder) -> str | None:
         return f"its encoder is a {type(encoder).__name__}, not a VisionTransformer"
     if isinstance(encoder, DenseVisionTransformer):
         return "no other library has a class for V-JEPA 2.1 (two patch embeddings, norms of several levels)"
+    if isinstance(encoder, CausalVisionTransformer):
+        return "no other library has a class for LeVJEPA's causal encoder"
     return None if plain_blocks(encoder.blocks) else OTHER_BLOCKS
 
 

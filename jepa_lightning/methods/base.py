@@ -20,7 +20,7 @@ from jepa_lightning.losses import Regularizer
 from jepa_lightning.masking import MaskedBatch, TokenMasks
 from jepa_lightning.masking.padded import Padded, without_padding
 from jepa_lightning.masking.tokens import Family
-from jepa_lightning.methods.groups import OptimizerFactory, groups_of, groups_with_matrices
+from jepa_lightning.methods.groups import LayerDecay, OptimizerFactory, groups_of, groups_with_matrices, learning_rate
 from jepa_lightning.methods.progress import Progress
 from jepa_lightning.models import Encoder, ema_copy, ema_update, evaluating, frozen_copy, target_tokens
 from jepa_lightning.models.attention_maps import attention_depth, attention_maps
@@ -272,6 +272,8 @@ class JEPA(Method):
         """The optimizer of all networks with trainable parameters: first their decayed groups, then the others."""
         if self.optimizer is None:
             return self.adamw()
+        if isinstance(self.optimizer, LayerDecay):
+            return self.optimizer.build(self.optimizer.groups(self))
         return self.optimizer(groups_with_matrices(self))
 
     def adamw(self) -> AdamW:
@@ -307,10 +309,10 @@ class JEPA(Method):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set learning rate and weight decay from the step number (idempotent under gradient accumulation)."""
         self._finished_steps = self.global_step
-        values = self.schedule_values()
+        values, (step, _, per_epoch) = self.schedule_values(), self.progress()
         self.next_momentum = values.get("momentum", 0.0)
         for group in cast(Optimizer, self.optimizers(use_pl_optimizer=False)).param_groups:
-            group["lr"] = values["lr"]
+            group["lr"] = learning_rate(group, values["lr"], (step - 1) / per_epoch)
             group["weight_decay"] = values["weight_decay"] if group["decay"] else 0.0
         if is_log_step(self.trainer, batch_idx):
             self.log_dict({f"schedule/{name}": value for name, value in values.items()}, batch_size=1)

@@ -2,8 +2,8 @@
 
 Balestriero and LeCun, "LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics", 2025, arXiv
 2511.08544; Kuhn et al., "LeVJEPA: Efficient & Scalable Video Pretraining without the Heuristics", 2026, arXiv
-2608.27395. With embeddings z = projector(mean of the tokens of a view), lambda the weight of SIGReg, and the mean over
-views v, samples and channels,
+2608.27395. With embeddings z = projector(class token of a view, or mean of its tokens), lambda the weight of SIGReg,
+and the mean over views v, samples and channels,
 
     loss = (1 - lambda) mean |z_v - mean over global views of z|^2 + lambda mean over views of SIGReg(z_v).
 
@@ -15,7 +15,7 @@ depend on each other, and thrown together they look less Gaussian than they are.
 | weights | 1 - lambda and lambda, 0.05 | minimal example 0.02; other libraries 1 and lambda | as the paper, 0.05 |
 | centre | mean of the global views | minimal example: of all views, which are all global | mean of the global views |
 | |z - centre|^2 | - | mean over channels | mean over channels |
-| token for the sample | - | class token, or mean without one | mean: no encoder here has a class token |
+| token for the sample | - | class token, or mean without one | class token of encoders that have one, else mean |
 | several processes | - | SIGReg of all; BatchNorm of each, unless converted | all of both |
 | weight averaging | none | a copy for evaluation in the ImageNet scripts | none; `momentum` makes one |
 | patches left out | - | 30 % in the ImageNet scripts | none; `drop_tokens: 0.3` |
@@ -24,10 +24,10 @@ depend on each other, and thrown together they look less Gaussian than they are.
 |---|---|---|
 | loss | invariance + 0.02 SIGReg | the same in the ratio for weight 0.0196 = 0.02 / 1.02 |
 | views | one global, 4 to 10 local, all of the same frames | `MultiCropClip` |
-| token for the clip | class token, which attends to the whole clip | mean of the tokens |
+| token for the clip | class token, which attends to the whole clip | the same in CausalVisionTransformer |
 | tokens left out | 95 % of each view, uniformly at random, in training | `drop_tokens: 0.95` |
 | tokens | one frame each, rotary positions | `tubelet_size: 1`, `RoPE` |
-| attention | causal from frame to frame; both ways is as good within 0.5 points | both ways |
+| attention | causal from frame to frame; both ways is as good within 0.5 points | CausalVisionTransformer: causal |
 | weight averaging | a copy for evaluation, 0.9999 every 32 steps | none; `momentum` makes one, every step |
 """
 
@@ -111,12 +111,11 @@ class LeJEPA(JEPA):
         }
 
     def features(self, views: Sequence[Tensor]) -> Float[Tensor, "views batch dim"]:
-        """One vector for each view of each sample: the mean of the tokens that were not left out."""
+        """One vector for each view of each sample: its class token, or the mean of the tokens that are seen."""
         found = []
         for number, same_size in enumerate(views):
             inputs = same_size.flatten(0, 1)  # (B * V, C, h, w)
-            tokens = self.encoder(inputs, self._kept(inputs, number))
-            found.append(tokens.mean(dim=1).unflatten(0, same_size.shape[:2]))
+            found.append(self.encoder.summary(inputs, self._kept(inputs, number)).unflatten(0, same_size.shape[:2]))
         return torch.cat(found, dim=1).transpose(0, 1)
 
     def _kept(self, inputs: Tensor, number: int) -> Int[Tensor, "batch kept"] | None:

@@ -4,6 +4,7 @@ from jepa_lightning.models.action_predictor import ActionPredictor
 from jepa_lightning.models.affine import Affine, AffineViews, affine_code
 from jepa_lightning.models.affine_predictor import AffineMLP
 from jepa_lightning.models.backbones import Backbone, TimmBackbone, TorchvisionBackbone
+from jepa_lightning.models.causal_transformer import CausalVisionTransformer
 from jepa_lightning.models.convnext import ConvNeXt
 from jepa_lightning.models.dense_predictor import DensePredictor
 from jepa_lightning.models.dense_transformer import DenseVisionTransformer, is_image
@@ -25,6 +26,7 @@ __all__ = [
     "Backbone",
     "BatchNorm",
     "BlockOptions",
+    "CausalVisionTransformer",
     "ConvNeXt",
     "DensePredictor",
     "DenseVisionTransformer",

@@ -61,7 +61,10 @@ def attention_maps(
     finally:
         for hook in hooks:
             hook.remove()
-    return [found for number in blocks if (found := maps[number % depth]) is not None]
+    shown = [found for number in blocks if (found := maps[number % depth]) is not None]
+    if hasattr(network, "cls_token"):  # the last one, to which no other token attends
+        return [found[..., :-1, :-1] for found in shown]
+    return shown
 
 
 def attention_depth(network: nn.Module) -> int:

@@ -93,6 +93,7 @@ class ConvNeXt(Encoder):
         if len(widths) != len(depths) or not widths:
             raise ValueError(f"widths {list(widths)} and depths {list(depths)}: give one of each for every stage")
         self.img_size, self.num_heads, self.embed_dim = pair(img_size), num_heads, widths[-1]
+        self.in_chans = in_chans
         self.patch_size = stem * 2 ** (len(widths) - 1)
         self.grid = token_grid(*self.img_size, self.patch_size)
         rates = [drop_path * i / max(1, sum(depths) - 1) for i in range(sum(depths))]

@@ -19,6 +19,26 @@ NORM_EPS = 1e-6
 """LayerNorm epsilon of every released JEPA; PyTorch's own default is 1e-5."""
 
 
+class Past:
+    """Keys and values of the tokens that an attention has seen, (B, heads, N, head_dim); empty at first."""
+
+    def __init__(self) -> None:
+        self.seen: tuple[Tensor, Tensor] | None = None
+
+    def and_then(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Those seen before, then these, which are kept with them."""
+        if self.seen is not None:
+            k, v = (torch.cat(pair, dim=2) for pair in zip(self.seen, (k, v), strict=True))
+        self.seen = (k, v)
+        return k, v
+
+    def copy(self) -> Past:
+        """Another one with the same tokens."""
+        other = Past()
+        other.seen = self.seen
+        return other
+
+
 class Attention(nn.Module):
     """Multi-head self-attention through ``scaled_dot_product_attention``, one fused ``qkv`` projection."""
 
@@ -35,6 +55,8 @@ class Attention(nn.Module):
         x: Float[Tensor, "batch tokens dim"],
         rotation: Rotation | None = None,
         packing: Packing | None = None,
+        allowed: Bool[Tensor, "#batch 1 tokens keys"] | None = None,
+        past: Past | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """Every token attends to every token of its sequence; masking in a JEPA means not giving a token.
 
@@ -42,6 +64,8 @@ class Attention(nn.Module):
             x: A batch of sequences of one length, or a packed list of tokens, (1, total, D).
             rotation: How queries and keys are rotated; with packing that of the padded table, or of the sorted list.
             packing: Which sequences the list holds.
+            allowed: Which keys each token attends to, for a batch of one length; None for all.
+            past: Tokens seen before, whose keys come first; those of ``x`` are added to them.
         """
         qkv, split = self.qkv(x), (3, self.num_heads, -1)
         if packing is not None and packing.runs:
@@ -55,18 +79,21 @@ class Attention(nn.Module):
         if packing is not None:
             mixed = self._mixed(packing.pad(qkv).unflatten(2, split), rotation, packing.keep)
             return self.proj(packing.pack(mixed.flatten(2)))
-        return self.proj(self._mixed(qkv.unflatten(2, split), rotation).flatten(2))
+        return self.proj(self._mixed(qkv.unflatten(2, split), rotation, allowed, past).flatten(2))
 
     def _mixed(
         self,
         qkv: Float[Tensor, "batch tokens 3 heads head_dim"],
         rotation: Rotation | None,
-        keep: Bool[Tensor, "batch 1 1 tokens"] | None = None,
+        keep: Bool[Tensor, "#batch 1 #queries keys"] | None = None,
+        past: Past | None = None,
     ) -> Float[Tensor, "batch tokens heads head_dim"]:
         """The values that each token of a sequence gets."""
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, head_dim)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
+        if past is not None:
+            k, v = past.and_then(k, v)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=keep).transpose(1, 2)
 
 
@@ -232,9 +259,11 @@ class Block(nn.Module):
         x: Float[Tensor, "batch tokens dim"],
         rotation: Rotation | None = None,
         packing: Packing | None = None,
+        allowed: Bool[Tensor, "#batch 1 tokens keys"] | None = None,
+        past: Past | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        """One residual layer."""
-        x = x + self.drop_path(self.attn(self.norm1(x), rotation, packing), packing)
+        """One residual layer; ``allowed`` and ``past`` as of Attention."""
+        x = x + self.drop_path(self.attn(self.norm1(x), rotation, packing, allowed, past), packing)
         return x + self.drop_path(self.mlp(self.norm2(x)), packing)
 
 

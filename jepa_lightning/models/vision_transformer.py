@@ -59,6 +59,12 @@ class Encoder(nn.Module, ABC):
         With Padded, samples with different numbers of tokens, the result has zeros where there is no token.
         """
 
+    def summary(
+        self, inputs: Float[Tensor, "batch channels *size"], context: Int[Tensor, "batch k"] | None = None
+    ) -> Float[Tensor, "batch dim"]:
+        """One vector for each input: the mean of its tokens, unless a subclass has a class token."""
+        return self(inputs, context).mean(dim=1)
+
     @abstractmethod
     def grid_of(self, inputs: Tensor) -> Grid:
         """The token grid of an input of any size."""
@@ -173,7 +179,7 @@ class VisionTransformer(Encoder):
         at_least(1, img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim, depth=depth)
         at_least(1, num_heads=num_heads, num_frames=num_frames, tubelet_size=tubelet_size)
         self.embed_dim, self.num_heads, self.patch_size, self.depth = embed_dim, num_heads, patch_size, depth
-        self.num_frames, self.tubelet_size = num_frames, tubelet_size
+        self.in_chans, self.num_frames, self.tubelet_size = in_chans, num_frames, tubelet_size
         self.img_size = pair(img_size)
         self.grid = token_grid(*self.img_size, patch_size, num_frames, tubelet_size)
         self.positions = positions or (SinCos3D() if num_frames > 1 else SinCos2D())

@@ -17,7 +17,7 @@ from jepa_lightning.distributed import gather_rows, replicate, shard, sum_over_p
 from jepa_lightning.evaluation import Report, Result
 from jepa_lightning.masking import MaskedBatch
 from jepa_lightning.methods.base import Method
-from jepa_lightning.methods.groups import OptimizerFactory
+from jepa_lightning.methods.groups import MakeOptimizer
 from jepa_lightning.models import Encoder
 from jepa_lightning.schedules import Schedule
 
@@ -73,7 +73,7 @@ class Classifier(Method):
     label_smoothing = 0.0
 
     def __init__(
-        self, checkpoint: str, encoder: Encoder, grid: Sequence[tuple[float, float]], optimizer: OptimizerFactory
+        self, checkpoint: str, encoder: Encoder, grid: Sequence[tuple[float, float]], optimizer: MakeOptimizer
     ) -> None:
         super().__init__()
         self.optimizer = optimizer

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from jepa_lightning.evaluation.fingerprint import fingerprint
-from jepa_lightning.methods.groups import OptimizerFactory
+from jepa_lightning.methods.groups import MakeOptimizer
 from jepa_lightning.models import Encoder
 from jepa_lightning.probing.classifier import Classifier, Group
 from jepa_lightning.schedules import Constant, Schedule, WarmupCosine
@@ -40,7 +40,7 @@ class FrozenProbe(Classifier):
         grid: Sequence[tuple[float, float]],
         lr_schedule: Schedule | None = None,
         weight_decay_schedule: Schedule | None = None,
-        optimizer: OptimizerFactory | None = None,
+        optimizer: MakeOptimizer | None = None,
     ) -> None:
         super().__init__(checkpoint, encoder, grid, optimizer or partial(AdamW, lr=0.0))
         self._fingerprint = fingerprint(self.encoder)

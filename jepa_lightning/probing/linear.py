@@ -28,7 +28,7 @@ from torch import Generator, Tensor, nn
 
 from jepa_lightning import weights
 from jepa_lightning.masking import seeded
-from jepa_lightning.methods.groups import OptimizerFactory
+from jepa_lightning.methods.groups import MakeOptimizer
 from jepa_lightning.models.average_pool import PIXEL_FEATURES, AveragePool, pooled, raw_pixels
 from jepa_lightning.probing.classifier import by_clip
 from jepa_lightning.probing.feature_cache import CachedFeatures, features_of_splits
@@ -106,7 +106,7 @@ class LinearProbe(FrozenProbe):
         batch_norm: Sequence[bool] = (False, True),
         lr: Sequence[float] = (0.01, 0.05, 0.001),
         weight_decay: Sequence[float] = (0.0005, 0.0),
-        optimizer: OptimizerFactory | None = None,
+        optimizer: MakeOptimizer | None = None,
         lr_schedule: Schedule | None = None,
         cache: Literal["memory", "disk"] | None = None,
         baselines: bool = True,

@@ -22,6 +22,7 @@ from jepa_lightning.models import (
 )
 from jepa_lightning.models.vision_transformer import pair
 from jepa_lightning.weights import stored_config
+from jepa_lightning.weights.limits import sections
 from jepa_lightning.weights.networks import LARGEST_DEPTH, mlp_ratio
 from jepa_lightning.weights.policy import CheckpointError, DoesNotFit
 
@@ -123,7 +124,7 @@ def check_sizes(path: Path, description: Any, state: Mapping[str, Any]) -> None:
             raise DoesNotFit(f"{path} describes a network with {name} {number:.4g}, and has no tensors of that size")
         if name in SIZES and number < 1:
             raise DoesNotFit(f"{path} describes a network with {name} {number:,}: it must be at least 1")
-    for arguments in _sections(description):
+    for arguments in sections(description):
         tokens, channels = _table(arguments)
         if tokens * channels > max(SMALL_TABLE, 4 * most):
             raise DoesNotFit(f"{path} describes a network with {tokens:,} tokens, and has no positions for that many")
@@ -140,14 +141,6 @@ def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
             yield from _numbers(entry, place)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield place, value
-
-
-def _sections(value: Any) -> Iterator[dict[str, Any]]:
-    """Every dict in a description."""
-    if isinstance(value, dict):
-        yield value
-    for entry in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
-        yield from _sections(entry)
 
 
 def _table(arguments: Mapping[str, Any]) -> tuple[int, int]:

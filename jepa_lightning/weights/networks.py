@@ -11,7 +11,14 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from jepa_lightning.models import ActionPredictor, DenseVisionTransformer, Encoder, Predictor, VisionTransformer
+from jepa_lightning.models import (
+    ActionPredictor,
+    CausalVisionTransformer,
+    DenseVisionTransformer,
+    Encoder,
+    Predictor,
+    VisionTransformer,
+)
 from jepa_lightning.models.pooling import AttentiveClassifier
 from jepa_lightning.preprocessing import Preprocessing
 from jepa_lightning.weights.file import File
@@ -56,9 +63,11 @@ class Networks(NamedTuple):
 
 
 def family(encoder: Encoder) -> str:
-    """``I-JEPA``, ``V-JEPA``, ``V-JEPA 2`` or ``V-JEPA 2.1``, by what the encoder has; anything else is its class."""
+    """``I-JEPA``, ``V-JEPA`` and so on up to ``LeVJEPA``, by what the encoder has; anything else is its class."""
     if not isinstance(encoder, VisionTransformer):
         return type(encoder).__name__
+    if isinstance(encoder, CausalVisionTransformer):
+        return "LeVJEPA"
     if encoder.pos_embed is None:
         return "V-JEPA 2.1" if isinstance(encoder, DenseVisionTransformer) else "V-JEPA 2"
     return "V-JEPA" if encoder.num_frames > 1 else "I-JEPA"

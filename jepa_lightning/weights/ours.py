@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from jepa_lightning.models import ActionPredictor, Encoder, Predictor, frozen_copy
-from jepa_lightning.preprocessing import CROP_PCT, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from jepa_lightning.preprocessing import CROP_PCT, Preprocessing, default_normalization
 from jepa_lightning.weights import stored_config
 from jepa_lightning.weights.base import FREE, Hints, Progress, States, Weights, part_of
 from jepa_lightning.weights.description import Description, check_sizes, encoder_builder, option, predictor_builder
 from jepa_lightning.weights.file import File, read
+from jepa_lightning.weights.limits import check_progress
 from jepa_lightning.weights.meta_sizes import encoder_arguments
 from jepa_lightning.weights.names import without_prefix
-from jepa_lightning.weights.networks import Branch, Networks, filled, outlined
+from jepa_lightning.weights.networks import Branch, Networks, check, filled, outlined
 from jepa_lightning.weights.policy import CheckpointError, DoesNotFit, Unreadable
 
 COMPILED = "_orig_mod."
@@ -84,7 +85,7 @@ class Own(Weights):
         """The step, and the epoch that it was in."""
         content = self.file.content
         step, epoch = (content.get(name) for name in ("global_step", "epoch"))
-        if not isinstance(step, int) or not isinstance(epoch, int):
+        if not isinstance(step, int) or not isinstance(epoch, int) or step < 0 or epoch < 0:
             raise Unreadable(f"{self.path} says neither its step nor its epoch: copy it again")
         return Progress(step, epoch, bool(content.get("optimizer_states")))
 
@@ -165,8 +166,11 @@ class Own(Weights):
             description = self.encoder_description
         except CheckpointError:
             return None
-        state = part_of(self.state, self._network("target"))
-        return outlined(self.path, encoder_builder(self.path, description, state))
+        name = self._network("target")
+        state = part_of(self.state, name)
+        encoder = outlined(self.path, encoder_builder(self.path, description, state))
+        check(self.path, name, encoder.state_dict(), state)
+        return encoder
 
     def preprocessing(self, size: tuple[int, int]) -> Preprocessing:
         """What evaluation did in that training, for inputs of this size."""
@@ -176,7 +180,12 @@ class Own(Weights):
         transform = (arguments.get("transform") or {}).get("init_args") or {}
         mean, std = arguments.get("normalization") or (inputs.get("mean"), inputs.get("std"))
         crop = transform.get("crop_pct", CROP_PCT)
-        return Preprocessing(size, crop, tuple(mean or IMAGENET_MEAN), tuple(std or IMAGENET_STD))
+        usual = default_normalization(self._channels())
+        return Preprocessing(size, crop, tuple(mean or usual[0]), tuple(std or usual[1]))
+
+    def _channels(self) -> int:
+        described = self.arguments.get("encoder")
+        return int(described.get("init_args", {}).get("in_chans", 3)) if isinstance(described, dict) else 3
 
     def untrained(self, encoder: Encoder) -> Encoder:
         """The encoder, built with the seed of the run."""
@@ -202,9 +211,11 @@ class Own(Weights):
             optimizer: Also those of the optimizer, for a training that goes on.
 
         Raises:
-            Unreadable: If one is damaged.
+            Unreadable: If one is damaged, or a counter of the training is impossible.
             DoesNotFit: If one is not finite.
         """
+        if optimizer:
+            check_progress(self.path, self.file.content)
         for name in ("state_dict", "optimizer_states") if optimizer else ("state_dict",):
             self.file.check_all(self.file.content.get(name), name)
 

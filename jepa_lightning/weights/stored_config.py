@@ -21,6 +21,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from jepa_lightning.weights.limits import check_data, check_heads
 from jepa_lightning.weights.policy import NotTrusted, Unreadable, policy
 
 PACKAGE = __name__.partition(".")[0]
@@ -36,8 +37,9 @@ MEASURES = ("max_train", "max_held_out", "k")
 """Numbers of the probe: with others, an evaluation would not repeat what the training printed."""
 WRITES = {"cache": None, "download": False}
 """Options of data that would write files, and what they are set to."""
-LOADS = {"pretrained": False, "weights": None, "checkpoint_path": None}
-"""Options of networks that would load tensors from elsewhere, likewise: those in the file take their place anyway."""
+LOADS = {"pretrained": False, "weights": None, "checkpoint_path": None, "teacher": None, "compile": False}
+"""Options of networks that would load tensors from elsewhere, likewise: those in the file take their place anyway.
+``compile`` would run a compiler of this machine."""
 OPTIMIZERS = "torch.optim."
 """Beside those of trusted packages, these classes may be named: they are harmless, and there are no others for it."""
 LARGEST_SCALAR, LARGEST_NUMBER = 4096, 64
@@ -72,8 +74,8 @@ def parse(path: Path, text: Any) -> Section:
         text: YAML.
 
     Returns:
-        ``model``, ``data``, ``seed_everything``, ``trainer`` and ``probe``, of these two only numbers; what is missing
-        is empty.
+        ``model``, ``data``, ``seed_everything``, ``trainer`` and ``probe``, of these two only numbers, and
+        ``compiled``, whether the training compiled its networks; what is missing is empty.
 
     Raises:
         Unreadable: If it is damaged, or too large to be a configuration.
@@ -93,11 +95,14 @@ def parse(path: Path, text: Any) -> Section:
         "model": harmless(_moved(model), LOADS),
         "data": harmless(_moved(data), WRITES),
         "trainer": {name: trainer[name] for name in LENGTH if isinstance(trainer.get(name), int | float | str)},
-        "probe": {name: probe[name] for name in MEASURES if isinstance(probe.get(name), int)},
+        "compiled": isinstance(model.get("init_args"), dict) and model["init_args"].get("compile") is True,
+        "probe": {name: probe[name] for name in MEASURES if isinstance(probe.get(name), int) and probe[name] > 0},
     }
     check(path, found["model"], "model")
     if found["data"]:
         check(path, found["data"], "data")
+        check_data(path, found["data"])
+    check_heads(path, found["model"])
     return found
 
 

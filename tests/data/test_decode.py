@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -14,7 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from jepa_lightning.data.decode import PyAVDecoder, TorchCodecDecoder, VideoError, with_timeout
+from jepa_lightning.data.decode import PyAVDecoder, TorchCodecDecoder, VideoError, bounded
+from jepa_lightning.data.pyav_video import PyAVVideo
+from jepa_lightning.data.timeout import with_timeout
 
 Make = Callable[..., Path]
 Numbers = Callable[[Tensor], list[int]]
@@ -226,3 +229,35 @@ def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
     with pytest.raises(VideoError, match=r"pipe.mp4 is a named pipe or a device"):
         with_timeout(lambda: PyAVDecoder().open(tmp_path / "pipe.mp4"), SECONDS)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="this system does not show threads")
+@pytest.mark.parametrize(("name", "settings"), [
+    ("a.mp4", {"g": "12", "bf": "2"}), ("a.avi", {"g": "12", "bf": "2"}), ("a.webm", {"codec": "libvpx-vp9"}),
+    ("a.mpg", {"codec": "mpeg1video"}),
+])  # fmt: skip
+def test_decoding_starts_no_threads_beside_the_one_that_may_be_late(
+    name: str, settings: dict[str, Any], make_video: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, seen = make_video(name, **settings), []
+    before = PyAVVideo._rgb
+
+    def rgb(self: PyAVVideo, frame: Any) -> Any:
+        seen.append(len(list(Path("/proc/self/task").iterdir())))
+        self.coded = (1, 1)  # as if the size changed on the way: the first frame is then looked at again
+        self.size = None
+        return before(self, frame)
+
+    def read(threads: int) -> int:
+        seen.clear()
+        with PyAVDecoder(threads).open(path) as video:
+            video.frames([0, 20])
+        return max(seen)
+
+    with_timeout(lambda: None, SECONDS)
+    already = len(list(Path("/proc/self/task").iterdir()))
+    monkeypatch.setattr(PyAVVideo, "_rgb", rgb)
+    assert with_timeout(lambda: read(1), SECONDS) <= already
+    monkeypatch.setattr("jepa_lightning.data.decode.available_cores", lambda: 3)
+    assert with_timeout(lambda: read(0), SECONDS) <= already + 2 * 3  # two decoders
+    assert bounded(0) == 3

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from jepa_lightning.data import Folder, ImageDataModule, PretrainTransform
+from jepa_lightning.data.sources import FileImages
+from jepa_lightning.data.timeout import Reader
 from jepa_lightning.masking import MaskedBatch, MultiBlock
 from jepa_lightning.models import VisionTransformer
 
@@ -222,3 +225,75 @@ def test_normalization_that_makes_no_finite_pixels_is_refused(image_folder: Path
 def test_a_standard_deviation_of_0_is_refused(image_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"std \(0\.2, 0\.0, 0\.2\): use 1e-06 to"):
         data_module(image_folder, normalization=((0.5, 0.5, 0.5), (0.2, 0.0, 0.2)))
+
+
+# ---------------------------------------------------------------------- what hangs, and what warns
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_takes_too_long_is_given_up_once(
+    workers: int, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = FileImages.part
+
+    def part(self: FileImages, index: int, *rest: Any) -> Any:
+        if index == 3:
+            time.sleep(60)
+        return before(self, index, *rest)
+
+    monkeypatch.setattr(FileImages, "part", part)
+    data = data_module(image_folder, num_workers=workers, reader=Reader(timeout=0.5))
+    start = time.monotonic()
+    for number in range(3):
+        assert len(epoch(data, number)) == 8
+    assert time.monotonic() - start < 20
+    assert list(data.report.reasons().values()) == [
+        (data.images("train").name(3), "TimeoutError: no answer within 0.5 seconds")
+    ]
+    data.report.clear()
+
+
+def test_the_draws_of_other_images_do_not_depend_on_one_that_was_given_up(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = epoch(data_module(image_folder), 0)
+    before = FileImages.part
+
+    def part(self: FileImages, index: int, *rest: Any) -> Any:
+        if index == 3:
+            time.sleep(1.0)  # draws afterwards, when others are at work
+        return before(self, index, *rest)
+
+    monkeypatch.setattr(FileImages, "part", part)
+    data = data_module(image_folder, reader=Reader(timeout=0.9))
+    found = epoch(data, 0)
+    data.report.clear()
+    for one, other in zip(whole, found, strict=True):
+        kept = one.index == other.index  # type: ignore[operator]
+        assert torch.equal(one.inputs[kept], other.inputs[kept])
+
+
+def test_warnings_of_libraries_are_counted_and_named_once(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = FileImages.part
+
+    def part(self: FileImages, index: int, *rest: Any) -> Any:
+        if index in (2, 5, 7):
+            warnings.warn("Corrupt EXIF data.\n  Expecting more.", stacklevel=1)
+        return before(self, index, *rest)
+
+    monkeypatch.setattr(FileImages, "part", part)
+    data = data_module(image_folder, num_workers=2)
+    for number in range(2):
+        epoch(data, number)
+    assert data.unreadable() == []
+    with pytest.warns(UserWarning, match="read with warnings") as told:
+        data.teardown("fit")
+    name = data.images("train").name(2)
+    found = f"3 files were read with warnings, for example {name} (Corrupt EXIF data. Expecting more.)"
+    assert [str(one.message) for one in told] == [found]
+
+
+@pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan")])
+def test_a_time_out_of_images_must_be_positive(timeout: float) -> None:
+    with pytest.raises(ValueError, match="timeout must be above 0 seconds"):
+        Reader(timeout)

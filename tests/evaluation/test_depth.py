@@ -4,9 +4,18 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from jepa_lightning.evaluation.depth import DepthHead, DepthSums, depth_sums, fit_depth, scale_invariant
-from jepa_lightning.evaluation.segmentation import Recipe
+from jepa_lightning.evaluation.depth import DepthHead, DepthSums, depth_error, depth_sums, scale_invariant
+from jepa_lightning.evaluation.segmentation import HeadFit, Recipe
+
+
+def fitted(tokens: Tensor, depth: Tensor, recipe: Recipe) -> DepthHead:
+    fit = HeadFit(lambda: DepthHead(tokens.shape[-1], 0.5, 6.0), depth_error, recipe, clip=35.0)
+    for step in range(recipe.steps):
+        chosen = torch.arange(recipe.batch_size * step, recipe.batch_size * (step + 1)) % len(tokens)
+        fit.step(tokens[chosen], depth[chosen])
+    return fit.head.eval()
 
 
 def test_rmse_and_delta1_are_over_all_known_pixels_and_batches_add_up() -> None:
@@ -50,7 +59,7 @@ def test_a_head_reads_the_depth_that_tokens_show() -> None:
     near = 1 + 4 * torch.rand(32, 4, 4, generator=generator)
     tokens = torch.stack([near, near.square(), torch.randn(32, 4, 4, generator=generator)], dim=-1)
     depth = near.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
-    head = fit_depth(tokens[:24], depth[:24], 0.5, 6.0, Recipe(steps=400, lr=3e-2))
+    head = fitted(tokens[:24], depth[:24], Recipe(steps=400, lr=3e-2))
     found = depth_sums(head(tokens[24:], (16, 16))[:, 2::4, 2::4].detach(), depth[24:, 2::4, 2::4])
     constant = depth_sums(torch.full_like(depth[24:], float(depth.mean())), depth[24:])
     assert found.rmse < 0.5 * constant.rmse
@@ -58,5 +67,5 @@ def test_a_head_reads_the_depth_that_tokens_show() -> None:
 
 
 def test_batches_without_a_known_depth_are_left_out() -> None:
-    head = fit_depth(torch.randn(4, 2, 2, 3), torch.zeros(4, 4, 4), 0.5, 6.0, Recipe(steps=3))
+    head = fitted(torch.randn(4, 2, 2, 3), torch.zeros(4, 4, 4), Recipe(steps=3))
     assert all(parameter.isfinite().all() for parameter in head.parameters())

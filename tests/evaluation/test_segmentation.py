@@ -10,15 +10,25 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from jepa_lightning.evaluation.segmentation import (
     IGNORED,
+    HeadFit,
     LinearHead,
     Recipe,
     confusion,
-    fit_segmentation,
     intersection_over_union,
     knn_segment,
+    pixel_cross_entropy,
     segment,
     token_shares,
 )
+
+
+def fit_segmentation(tokens: torch.Tensor, labels: torch.Tensor, classes: int, recipe: Recipe) -> LinearHead:
+    generator = torch.Generator().manual_seed(0)
+    fit = HeadFit(lambda: LinearHead(tokens.shape[-1], classes), pixel_cross_entropy, recipe)
+    for _ in range(recipe.steps):
+        chosen = torch.randint(len(tokens), (recipe.batch_size,), generator=generator)
+        fit.step(tokens[chosen], labels[chosen])
+    return fit.head.eval()
 
 
 def test_miou_is_that_of_torchmetrics_and_batches_add_up() -> None:

@@ -110,7 +110,7 @@ def test_a_network_without_attention_still_shows_its_features(
 
     monkeypatch.setattr(answers, "attention", refuse)
     shown = answers.look(0, 0, 0, None, 0.6)
-    assert len(shown) == 6
+    assert len(shown) == 7
     assert "no softmax attention" in shown[1].layout.annotations[0].text
     assert values(shown[5]).shape == (4, 4)
 
@@ -120,7 +120,7 @@ def test_a_dropped_file_comes_behind_the_samples_and_stays_out_of_the_map(answer
     Image.new("RGB", (50, 40), (9, 9, 9)).save(buffer, "PNG")
     assert answers.drop("mine.png", buffer.getvalue()) == 4
     assert answers.samples == 4
-    assert len(answers.look(4, 0, 0, None, 0.5)) == 6
+    assert len(answers.look(4, 0, 0, None, 0.5)) == 7
 
 
 def test_a_map_of_few_samples_is_refused(answers: Answers) -> None:

@@ -63,8 +63,9 @@ def test_a_click_on_a_patch_changes_what_is_looked_at(client: Any) -> None:
     answer = ask(client, ["patch"], ["pca.clickData"], {"pca.clickData": click}, {})
     assert answer["patch"]["data"] == 6
     inputs = {"item.value": 0, "patch.data": 6, "layer.value": 1, "head.value": -1, "opacity.value": 0.5}
+    inputs["threshold.value"] = 0.0
     shown = ask(client, ["attends", "similarity"], ["patch.data"], inputs, {})
-    assert set(shown) == {"input", "attends", "attended", "perplexity", "pca", "similarity"}
+    assert set(shown) == {"input", "attends", "attended", "perplexity", "pca", "similarity", "followed"}
     assert shown["attends"]["figure"]["layout"]["shapes"][0]["x0"] == 2
 
 

@@ -191,7 +191,10 @@ def test_what_our_package_imports_from_elsewhere_is_not_ours(name: str, stranger
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (setting(predictor=a("jepa_lightning.cli.JepaCLI")), r"predictor is of .*\.JepaCLI, but Predictor goes there"),
+        (
+            setting(predictor=a("jepa_lightning.trainer.RunTrainer")),
+            r"predictor is of .*\.RunTrainer, but Predictor goes there",
+        ),
         (setting(predictor=a("jepa_lightning.checkpoint_io.AtomicCheckpointIO")), "but Predictor goes there"),
         (setting(predictor=a("jepa_lightning.PretrainedEncoder", checkpoint="/x")), "model.predictor is of the class"),
         (setting(predictor=a("jepa_lightning.data.DigitScenes", cache="/x")), "but Predictor goes there"),
@@ -199,19 +202,22 @@ def test_what_our_package_imports_from_elsewhere_is_not_ours(name: str, stranger
         (setting(encoder=a("jepa_lightning.weights.Meta")), "but Encoder goes there"),
         (setting(encoder=a("jepa_lightning.Predictor")), "but Encoder goes there"),
         (setting(optimizer=a("jepa_lightning.Predictor")), "but Optimizer goes there"),
-        (setting(ipe_scale=a("jepa_lightning.cli.JepaCLI")), "but no class goes there"),
+        (setting(ipe_scale=a("jepa_lightning.trainer.RunTrainer")), "but no class goes there"),
         (
-            setting(unknown=a("jepa_lightning.cli.JepaCLI")),
+            setting(unknown=a("jepa_lightning.trainer.RunTrainer")),
             "model has the option unknown, which its class does not have",
         ),
-        (setting(betas=[0.9, a("jepa_lightning.cli.JepaCLI")]), r"model.betas\[1\] .* but no class goes there"),
+        (
+            setting(betas=[0.9, a("jepa_lightning.trainer.RunTrainer")]),
+            r"model.betas\[1\] .* but no class goes there",
+        ),
         (
             setting(
                 encoder=a("jepa_lightning.models.backbones.TimmBackbone", options={"x": a("jepa_lightning.IJEPA")})
             ),
             "encoder.options.x is of the class jepa_lightning.IJEPA, but no class goes there",
         ),
-        (of_data(transform=a("jepa_lightning.cli.JepaCLI")), "but TrainTransform goes there"),
+        (of_data(transform=a("jepa_lightning.trainer.RunTrainer")), "but TrainTransform goes there"),
     ],
 )
 def test_a_class_of_ours_goes_only_where_its_objects_go(
@@ -221,7 +227,11 @@ def test_a_class_of_ours_goes_only_where_its_objects_go(
 
 
 def test_a_model_that_is_no_method_is_refused_when_it_is_built(stranger: Callable[..., Path]) -> None:
-    for kind in ("jepa_lightning.cli.JepaCLI", "jepa_lightning.data.ImageDataModule", "jepa_lightning.Predictor"):
+    for kind in (
+        "jepa_lightning.trainer.RunTrainer",
+        "jepa_lightning.data.ImageDataModule",
+        "jepa_lightning.Predictor",
+    ):
         path = stranger(lambda config, kind=kind: config.update(model=a(kind)))
         refused(path, (jl.load,), DoesNotFit, "cannot build what")
 
@@ -528,7 +538,7 @@ def test_sections_that_are_not_of_networks_and_data_are_left(stranger: Callable[
         config |= {"maps": a("evilmod.S"), "ckpt_path": "/x", "init_from": "/x", "probe": {"k": 5, "cache": "/x"}}
 
     path = stranger(add)
-    assert set(weights.open(path).config) == {"seed_everything", "model", "data", "trainer", "probe"}
+    assert set(weights.open(path).config) == {"seed_everything", "model", "data", "trainer", "probe", "compiled"}
     assert weights.open(path).config["trainer"] == {"max_epochs": 3}
     assert weights.open(path).config["probe"] == {"k": 5}
     for door in ALL:
