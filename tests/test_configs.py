@@ -40,7 +40,7 @@ def model_of(name: str) -> dict[str, Any]:
 def is_embedded(name: str) -> bool:
     """Whether its data comes with the package."""
     source = config_of(name)["data"]["init_args"].get("source") or {}
-    return source.get("class_path") in ("DigitScenes", "MovingDigits", "TwoRoomsEpisodes")
+    return source.get("class_path") in ("DigitScenes", "MovingDigits")
 
 
 EMBEDDED = [name for name in ALL if is_embedded(name)]

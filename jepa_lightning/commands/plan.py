@@ -79,7 +79,10 @@ def main(args: Sequence[str]) -> None:
         with allowed(options):
             found = weights.open(find_checkpoint(options.ckpt_path, None))
             world, observe = world_of(found)
-        cost = Cost(world.temporal_distance, "last") if options.distance == "time" else Cost(options.distance, "sum")
+        learned = options.distance == "time"
+        if learned and not isinstance(world, PLDM):
+            raise ValueError(f"--distance time: {found.path} has no learned distance; use l1 or l2, or train PLDM")
+        cost = Cost(world.temporal_distance, "last") if learned else Cost(options.distance, "sum")
         planner = planner_of(options, cost)
         policies = {"world model": lambda env: receding(planner, world, observe, options.seed), **policies}
     out = Path(options.out).expanduser()
@@ -163,6 +166,8 @@ def world_of(found: weights.Weights) -> tuple[Any, Callable[[Any, dict[str, Any]
     module = load(found)
     if not isinstance(module, VJEPA2AC | PLDM) or not isinstance(found, Own):
         raise ValueError(f"{found.path} is a {found.family}, no world model: train one, for example PLDM")
+    if isinstance(module, PLDM) and module.dynamics.action_dim != 2:
+        raise ValueError(f"{found.path} reads actions of {module.dynamics.action_dim} numbers: Two Rooms has 2")
     world = module if isinstance(module, PLDM) else conditioned(module, found)
     wanted = found.preprocessing(module.encoder.img_size)
 
