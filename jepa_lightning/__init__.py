@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jepa_lightning.loading import load_meta as load_meta
     from jepa_lightning.methods import IJEPA as IJEPA
     from jepa_lightning.methods import JEPA as JEPA
+    from jepa_lightning.methods import PLDM as PLDM
     from jepa_lightning.methods import VJEPA as VJEPA
     from jepa_lightning.methods import VJEPA2AC as VJEPA2AC
     from jepa_lightning.methods import VJEPA21 as VJEPA21
@@ -41,6 +42,7 @@ _HOME = {
     "JEPA": "methods",
     "LeJEPA": "methods",
     "LinearProbe": "probing",
+    "PLDM": "methods",
     "SaccadeJEPA": "methods",
     "VJEPA": "methods",
     "VJEPA21": "methods",

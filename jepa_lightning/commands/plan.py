@@ -21,7 +21,7 @@ from jepa_lightning.data.trajectories import fitted
 from jepa_lightning.environments import TwoRooms, two_rooms
 from jepa_lightning.evaluation.intervals import wilson
 from jepa_lightning.loading import load
-from jepa_lightning.methods import VJEPA2AC
+from jepa_lightning.methods import PLDM, VJEPA2AC
 from jepa_lightning.planning import (
     CEM,
     MPPI,
@@ -79,7 +79,11 @@ def main(args: Sequence[str]) -> None:
         with allowed(options):
             found = weights.open(find_checkpoint(options.ckpt_path, None))
             world, observe = world_of(found)
-        planner = planner_of(options, Cost(options.distance, "sum"))
+        learned = options.distance == "time"
+        if learned and not isinstance(world, PLDM):
+            raise ValueError(f"--distance time: {found.path} has no learned distance; use l1 or l2, or train PLDM")
+        cost = Cost(world.temporal_distance, "last") if learned else Cost(options.distance, "sum")
+        planner = planner_of(options, cost)
         policies = {"world model": lambda env: receding(planner, world, observe, options.seed), **policies}
     out = Path(options.out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
@@ -106,7 +110,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--iterations", type=int, default=3, metavar="N", help="iterations (default 3)")
     parser.add_argument("--elites", type=int, default=12, metavar="N", help="best plans that are kept (default 12)")
     parser.add_argument("--std", type=float, default=1.5, metavar="PIXELS", help="of the first samples (default 1.5)")
-    parser.add_argument("--distance", choices=["l1", "l2"], default="l2", help="between features (default l2)")
+    parser.add_argument(
+        "--distance", choices=["l1", "l2", "time"], default="l2",
+        help="between features, summed over the plan (default l2), or `time`: the learned distance at its end",
+    )  # fmt: skip
     parser.add_argument("--out", default="runs/plan", metavar="DIR", help="where the report goes (default runs/plan)")
     add_permissions(parser)
     return parser
@@ -157,8 +164,26 @@ def world_of(found: weights.Weights) -> tuple[Any, Callable[[Any, dict[str, Any]
         ValueError: If it is no world model of two-dimensional actions without a state.
     """
     module = load(found)
-    if not isinstance(module, VJEPA2AC) or not isinstance(found, Own):
-        raise ValueError(f"{found.path} is a {found.family}, no world model: train one, for example VJEPA2AC")
+    if not isinstance(module, VJEPA2AC | PLDM) or not isinstance(found, Own):
+        raise ValueError(f"{found.path} is a {found.family}, no world model: train one, for example PLDM")
+    if isinstance(module, PLDM) and module.dynamics.action_dim != 2:
+        raise ValueError(f"{found.path} reads actions of {module.dynamics.action_dim} numbers: Two Rooms has 2")
+    world = module if isinstance(module, PLDM) else conditioned(module, found)
+    wanted = found.preprocessing(module.encoder.img_size)
+
+    def observe(seen: np.ndarray, info: dict[str, Any]) -> Tensor:
+        frames = fitted(torch.from_numpy(seen).permute(0, 3, 1, 2), module.encoder.img_size)
+        return normalize(frames, wanted.mean, wanted.std, 1)
+
+    return world, observe
+
+
+def conditioned(module: VJEPA2AC, found: weights.Weights) -> PredictorWorld:
+    """A V-JEPA 2-AC as a world model.
+
+    Raises:
+        ValueError: If it reads other things than two-dimensional actions and images.
+    """
     predictor = module.predictor
     if predictor.action_encoder.in_features != 2 or predictor.state_encoder is not None or predictor.use_extrinsics:
         raise ValueError(
@@ -166,13 +191,7 @@ def world_of(found: weights.Weights) -> tuple[Any, Callable[[Any, dict[str, Any]
             f"{' and states' if predictor.state_encoder is not None else ''}: Two Rooms has actions of 2 numbers and "
             "shows images only; train with action_dim: 2 and state_dim: null"
         )
-    wanted = found.preprocessing(module.encoder.img_size)
-
-    def observe(seen: np.ndarray, info: dict[str, Any]) -> Tensor:
-        frames = fitted(torch.from_numpy(seen).permute(0, 3, 1, 2), module.encoder.img_size)
-        return normalize(frames, wanted.mean, wanted.std, 1)
-
-    return PredictorWorld(module.encoder, predictor), observe
+    return PredictorWorld(module.encoder, predictor)
 
 
 def row_of(name: str, outcome: Outcome) -> Row:

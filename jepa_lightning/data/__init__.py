@@ -12,6 +12,7 @@ from jepa_lightning.data.preprocess import Preprocess
 from jepa_lightning.data.sources import Folder, Images, ImageSource, Torchvision
 from jepa_lightning.data.trajectories import EpisodeFolder, TrajectoryDataModule, TrajectorySource
 from jepa_lightning.data.transforms import CleanTransform, PretrainTransform, TrainTransform, Views
+from jepa_lightning.data.two_rooms import TwoRoomsEpisodes
 from jepa_lightning.data.video_mixture import Mixture
 from jepa_lightning.data.video_sources import StillImages, VideoFolder, VideoList, Videos, VideoSource
 from jepa_lightning.data.video_transforms import CleanClipTransform, PretrainClipTransform, TrainClipTransform
@@ -50,6 +51,7 @@ __all__ = [
     "Trajectory",
     "TrajectoryDataModule",
     "TrajectorySource",
+    "TwoRoomsEpisodes",
     "VideoDataModule",
     "VideoDataset",
     "VideoFolder",

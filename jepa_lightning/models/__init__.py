@@ -10,6 +10,8 @@ from jepa_lightning.models.dense_predictor import DensePredictor
 from jepa_lightning.models.dense_transformer import DenseVisionTransformer, is_image
 from jepa_lightning.models.ema import ema_copy, ema_update, evaluating, frozen_copy
 from jepa_lightning.models.energy_transformer import EnergyBlocks
+from jepa_lightning.models.keypoint_encoder import KeypointEncoder
+from jepa_lightning.models.latent_dynamics import InverseDynamics, LatentDynamics, TemporalDistance
 from jepa_lightning.models.layers import BlockOptions, Trunk
 from jepa_lightning.models.positions import Positions, RoPE, SinCos2D, SinCos3D
 from jepa_lightning.models.predictor import Predictor, TargetNoise
@@ -32,6 +34,9 @@ __all__ = [
     "DenseVisionTransformer",
     "Encoder",
     "EnergyBlocks",
+    "InverseDynamics",
+    "KeypointEncoder",
+    "LatentDynamics",
     "Positions",
     "Predictor",
     "Projector",
@@ -39,6 +44,7 @@ __all__ = [
     "SinCos2D",
     "SinCos3D",
     "TargetNoise",
+    "TemporalDistance",
     "TimmBackbone",
     "TorchvisionBackbone",
     "Trunk",
