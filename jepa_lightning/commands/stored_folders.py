@@ -72,6 +72,8 @@ def _checked(path: Path | str, named: str, download: bool) -> Path:
         )
     if download:  # a data set of torchvision: it looks for its own files
         return place
+    if not place.is_dir() and not place.is_file():
+        raise CheckpointError(f"{path} names {place} as its data, a device or a pipe, which was not read: {remedy}")
     if place.is_dir() and not _has_samples(place):
         raise CheckpointError(
             f"{path} names {place} as its data, and no images, videos or episodes are among the first "

@@ -136,17 +136,11 @@ def shifted(mean: Float[Tensor, "episodes horizon dim"], steps: int = 1) -> Floa
 class CEM(Planner):
     """The cross-entropy method: mean and standard deviation of the elites, with momentum (V-JEPA 2, section 3.2).
 
+    The arguments of sampling are those of Planner.
+
     Args:
-        space: Numbers of an action and their bounds.
-        cost: What is minimised.
-        horizon: Actions of a plan.
-        samples: Plans that are tried in each iteration.
-        iterations: How often.
-        elites: The best samples, from which the mean is made.
-        std: Standard deviation of the first samples, of all numbers or of each.
         momentum_mean: Fraction of the old mean that is kept, of all numbers or of each.
         momentum_std: The same for the standard deviation.
-        colour: Exponent of the noise's spectrum.
     """
 
     def __init__(
@@ -169,16 +163,10 @@ class CEM(Planner):
 class MPPI(Planner):
     """Model predictive path integral control: elites weighted by ``exp((lowest cost - cost) / temperature)``.
 
+    The arguments of sampling are those of Planner; ``std`` stays in all iterations.
+
     Args:
-        space: Numbers of an action and their bounds.
-        cost: What is minimised.
-        horizon: Actions of a plan.
-        samples: Plans that are tried in each iteration.
-        iterations: How often.
-        elites: The best samples, from which the mean is made.
-        std: Standard deviation of the samples, which stays.
         temperature: Difference of costs that divides a weight by e.
-        colour: Exponent of the noise's spectrum.
     """
 
     def __init__(

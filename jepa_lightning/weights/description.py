@@ -106,7 +106,7 @@ def predictor_builder(
 def _checked(path: Path, description: Description, hint: Any, state: Mapping[str, Tensor]) -> Description:
     stored_config.check(path, description, "network", hint)
     check_sizes(path, description, state)
-    found: Description = stored_config.harmless(description, stored_config.LOADS)
+    found: Description = stored_config.without_side_effects(description, stored_config.LOADS)
     return found
 
 

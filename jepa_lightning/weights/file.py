@@ -1,4 +1,4 @@
-"""Reads files that nobody vouches for: nothing in them is executed, and no size that they claim is believed.
+"""Reads files of unknown origin: nothing in them is executed, and sizes that they claim are checked.
 
 A file of torch.save is opened once, memory-mapped. Its tensors stay in the file until somebody takes them, and are then
 compared with the checksums of the archive.

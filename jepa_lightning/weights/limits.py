@@ -25,6 +25,8 @@ MOST_OF_ANY = 65_536
 """Of the other whole numbers in a data section, but the seed."""
 MOST_COUNTED = 1_024
 """Of options that count parts of one sample: ``num_frames``, ``num_targets``."""
+LEAST_CROP = 0.1
+"""Of ``crop_pct``: a picture is resized to the size of the inputs over this number."""
 MOST_EPISODE_STEPS = 2_000_000
 """Steps of all simulated episodes: about 25 GB."""
 GRID = ("lr", "weight_decay", "features", "batch_norm")
@@ -51,6 +53,9 @@ def check_data(path: Path, data: Any) -> None:
                 "`jepa fit` wrote"
             )
     for arguments in sections(data):
+        crop = arguments.get("crop_pct")
+        if isinstance(crop, int | float) and not LEAST_CROP <= crop <= 1:
+            raise Unreadable(f"{path}: data has crop_pct {crop:.6g}, a fraction that must be from {LEAST_CROP} to 1")
         episodes, steps = arguments.get("episodes"), arguments.get("steps")
         if isinstance(episodes, int) and isinstance(steps, int) and episodes * steps > MOST_EPISODE_STEPS:
             raise Unreadable(

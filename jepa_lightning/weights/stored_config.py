@@ -33,7 +33,7 @@ LENGTH = (
     *("gradient_clip_val", "gradient_clip_algorithm", "precision", "deterministic"),
 )
 """Options of the trainer that a resumed training needs; none names a place."""
-MEASURES = ("max_train", "max_held_out", "k")
+MEASURES, MOST_MEASURED = ("max_train", "max_held_out", "k"), 10**9
 """Numbers of the probe: with others, an evaluation would not repeat what the training printed."""
 WRITES = {"cache": None, "download": False}
 """Options of data that would write files, and what they are set to."""
@@ -92,11 +92,11 @@ def parse(path: Path, text: Any) -> Section:
     seed = content.get("seed_everything")
     found = {
         "seed_everything": seed if isinstance(seed, int) and 0 <= seed < LARGEST_SEED else None,
-        "model": harmless(_moved(model), LOADS),
-        "data": harmless(_moved(data), WRITES),
+        "model": without_side_effects(_moved(model), LOADS),
+        "data": without_side_effects(_moved(data), WRITES),
         "trainer": {name: trainer[name] for name in LENGTH if isinstance(trainer.get(name), int | float | str)},
         "compiled": isinstance(model.get("init_args"), dict) and model["init_args"].get("compile") is True,
-        "probe": {name: probe[name] for name in MEASURES if isinstance(probe.get(name), int) and probe[name] > 0},
+        "probe": {name: probe[name] for name in MEASURES if _measures(probe.get(name))},
     }
     check(path, found["model"], "model")
     if found["data"]:
@@ -104,6 +104,10 @@ def parse(path: Path, text: Any) -> Section:
         check_data(path, found["data"])
     check_heads(path, found["model"])
     return found
+
+
+def _measures(value: Any) -> bool:
+    return isinstance(value, int) and 0 < value < MOST_MEASURED
 
 
 def _load(text: Any) -> Section:
@@ -162,19 +166,19 @@ def _moved(value: Any) -> Any:
     return value
 
 
-def harmless(value: Any, resets: Mapping[str, Any]) -> Any:
-    """The same without options that write or fetch, and with no more loader processes than this machine has cores.
+def without_side_effects(value: Any, resets: Mapping[str, Any]) -> Any:
+    """The same without options that write, fetch or compile; loader processes are at most the cores of this machine.
 
     Args:
         value: A part of a configuration.
         resets: WRITES or LOADS.
     """
     if isinstance(value, list):
-        return [harmless(entry, resets) for entry in value]
+        return [without_side_effects(entry, resets) for entry in value]
     if not isinstance(value, dict):
         return value
     value = {
-        key: resets[key] if key in resets and isinstance(entry, str | bool) else harmless(entry, resets)
+        key: resets[key] if key in resets and isinstance(entry, str | bool) else without_side_effects(entry, resets)
         for key, entry in value.items()
     }
     if isinstance(value.get("num_workers"), int):

@@ -95,6 +95,8 @@ def said(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
         (digits(size=10**6), r"data\S*size is 1e\+06, more than the 1,024"),
         (two_rooms(episodes=10**9), r"episodes is 1e\+09"),
         (two_rooms(episodes=20_000, steps=1_000), r"20,000 episodes of 1,000 steps"),
+        (of_data(transform={"class_path": "jepa_lightning.data.PretrainTransform", "init_args": {"crop_pct": 1e-9}}),
+         r"crop_pct 1e-09"),
         (of_data(img_size=[10**7, 32]), r"img_size\[0\] is 1e\+07"),
         (lambda c: c["data"]["init_args"]["masks"]["init_args"].update(min_keep=-(10**9)), r"min_keep is -1e\+09"),
     ],
