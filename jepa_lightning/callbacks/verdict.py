@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from jepa_lightning.callbacks.alarm import Alarm
 from jepa_lightning.callbacks.observer import dry_run
@@ -47,7 +47,7 @@ class Verdict(Callback):
             if trainer.max_steps < 0
             else f"--trainer.max_steps {self.fewest_steps}"
         )
-        rank_zero_warn(
+        rank_zero_info(
             f"this training has {int(steps)} steps, and most learn little before {self.fewest_steps}: {remedy}"
         )
 

@@ -140,7 +140,7 @@ def look(root: Path, kind: Kind | None = None) -> Survey:
     kind = kind or _kind(root)
     holdout = LARGE
     if kind == "episodes":
-        paths = [episode.path for split in ("train", "val") for episode in EpisodeFolder(str(root)).episodes(split)]
+        paths = [episode.path for episode in EpisodeFolder(str(root), holdout=0.0).episodes("train")]
         training, classes = len(EpisodeFolder(str(root)).episodes("train")), {}
     else:
         make = Folder if kind == "images" else VideoFolder

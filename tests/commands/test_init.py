@@ -36,7 +36,7 @@ def test_a_folder_of_images_is_counted_with_its_faults(photos: Path) -> None:
     assert (min(survey.sides), max(survey.sides)) == (50, 69)
 
 
-@pytest.mark.filterwarnings("ignore:cannot decode", "ignore:.* steps are few", "ignore:the warm-up")
+@pytest.mark.filterwarnings("ignore:cannot decode", "ignore:the warm-up")
 def test_the_written_configuration_trains(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,7 +61,7 @@ def test_the_written_configuration_trains(
 def test_episodes_are_seen_by_their_actions(tmp_path: Path) -> None:
     for number in range(3):
         frames = np.zeros((5, 32, 32, 3), dtype=np.uint8)
-        write_episode(tmp_path / f"{number}.mp4", frames, np.zeros((4, 2), dtype=np.float32))
+        write_episode(tmp_path, str(number), frames, actions=np.zeros((4, 2), dtype=np.float32))
     assert look(tmp_path).kind == "episodes"
 
 
