@@ -10,5 +10,15 @@ from jepa_lightning.methods.vjepa import VJEPA
 from jepa_lightning.methods.vjepa2_ac import VJEPA2AC
 from jepa_lightning.methods.vjepa21 import VJEPA21
 
-__all__ = ["IJEPA", "JEPA", "VJEPA", "VJEPA2AC", "VJEPA21", "Distillation", "LeJEPA", "Method", "SaccadeJEPA"]
-__all__ = ["IJEPA", "JEPA", "PLDM", "VJEPA", "VJEPA2AC", "VJEPA21", "LeJEPA", "Method", "SaccadeJEPA"]
+__all__ = [
+    "IJEPA",
+    "JEPA",
+    "PLDM",
+    "VJEPA",
+    "VJEPA2AC",
+    "VJEPA21",
+    "Distillation",
+    "LeJEPA",
+    "Method",
+    "SaccadeJEPA",
+]
