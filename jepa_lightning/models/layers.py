@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,44 @@ class Past:
         return other
 
 
+class SharedContext(NamedTuple):
+    """Sequences of a predictor in which several blocks of targets share one context: [context, block 1, ..., block M].
+
+    The context attends to itself, the targets of a block to the context and to their own block. So the context passes
+    through every layer once, not once for each block.
+
+    Attributes:
+        context: Number of context tokens, Nc.
+        blocks: Number of blocks, M.
+    """
+
+    context: int
+    blocks: int
+
+    def mixed(
+        self,
+        q: Float[Tensor, "batch heads tokens head_dim"],
+        k: Float[Tensor, "batch heads tokens head_dim"],
+        v: Float[Tensor, "batch heads tokens head_dim"],
+    ) -> Float[Tensor, "batch heads tokens head_dim"]:
+        """The values that each token gets."""
+        first = (slice(None), slice(None), slice(self.context))
+        context = F.scaled_dot_product_attention(q[first], k[first], v[first])
+        queries = self._by_block(q[:, :, self.context :])
+        keys, values = (
+            torch.cat([part[:, None, :, : self.context].expand(-1, self.blocks, -1, -1, -1).flatten(0, 1),
+                       self._by_block(part[:, :, self.context :])], dim=2)
+            for part in (k, v)
+        )  # fmt: skip
+        targets = F.scaled_dot_product_attention(queries, keys, values)  # (B * M, heads, Nt, head_dim)
+        return torch.cat([context, targets.unflatten(0, (-1, self.blocks)).transpose(1, 2).flatten(2, 3)], dim=2)
+
+    def _by_block(
+        self, targets: Float[Tensor, "batch heads targets head_dim"]
+    ) -> Float[Tensor, "blocks heads nt head_dim"]:
+        return targets.unflatten(2, (self.blocks, -1)).transpose(1, 2).flatten(0, 1)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention through ``scaled_dot_product_attention``, one fused ``qkv`` projection."""
 
@@ -57,6 +96,7 @@ class Attention(nn.Module):
         packing: Packing | None = None,
         allowed: Bool[Tensor, "#batch 1 tokens keys"] | None = None,
         past: Past | None = None,
+        shared: SharedContext | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """Every token attends to every token of its sequence; masking in a JEPA means not giving a token.
 
@@ -66,6 +106,7 @@ class Attention(nn.Module):
             packing: Which sequences the list holds.
             allowed: Which keys each token attends to, for a batch of one length; None for all.
             past: Tokens seen before, whose keys come first; those of ``x`` are added to them.
+            shared: Which part of a sequence is the context of several blocks; None if all tokens see each other.
         """
         qkv, split = self.qkv(x), (3, self.num_heads, -1)
         if packing is not None and packing.runs:
@@ -79,7 +120,7 @@ class Attention(nn.Module):
         if packing is not None:
             mixed = self._mixed(packing.pad(qkv).unflatten(2, split), rotation, packing.keep)
             return self.proj(packing.pack(mixed.flatten(2)))
-        return self.proj(self._mixed(qkv.unflatten(2, split), rotation, allowed, past).flatten(2))
+        return self.proj(self._mixed(qkv.unflatten(2, split), rotation, allowed, past, shared).flatten(2))
 
     def _mixed(
         self,
@@ -87,6 +128,7 @@ class Attention(nn.Module):
         rotation: Rotation | None,
         keep: Bool[Tensor, "#batch 1 #queries keys"] | None = None,
         past: Past | None = None,
+        shared: SharedContext | None = None,
     ) -> Float[Tensor, "batch tokens heads head_dim"]:
         """The values that each token of a sequence gets."""
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, head_dim)
@@ -94,6 +136,8 @@ class Attention(nn.Module):
             q, k = rotate(q, rotation), rotate(k, rotation)
         if past is not None:
             k, v = past.and_then(k, v)
+        if shared is not None:
+            return shared.mixed(q, k, v).transpose(1, 2)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=keep).transpose(1, 2)
 
 
@@ -203,6 +247,7 @@ class BlockOptions(Trunk):
         rotation: Rotation | None = None,
         packing: Packing | None = None,
         layers: Sequence[int] | None = None,
+        shared: SharedContext | None = None,
     ) -> list[Float[Tensor, "batch tokens dim"]]:
         """One block after the other; sequences of several lengths sorted by length in between, where that is known."""
         if packing is not None and not packing.runs and (found := packing.by_length()) is not None:
@@ -215,7 +260,7 @@ class BlockOptions(Trunk):
         numbers = layer_numbers(layers, len(blocks))
         kept: dict[int, Tensor] = {}
         for number, block in enumerate(blocks):
-            arguments = (x, rotation, packing)
+            arguments = (x, rotation, packing, None, None, shared)
             x = checkpoint(block, *arguments, use_reentrant=False) if again else block(*arguments)
             if number in numbers:
                 kept[number] = x
@@ -261,9 +306,10 @@ class Block(nn.Module):
         packing: Packing | None = None,
         allowed: Bool[Tensor, "#batch 1 tokens keys"] | None = None,
         past: Past | None = None,
+        shared: SharedContext | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        """One residual layer; ``allowed`` and ``past`` as of Attention."""
-        x = x + self.drop_path(self.attn(self.norm1(x), rotation, packing, allowed, past), packing)
+        """One residual layer; ``allowed``, ``past`` and ``shared`` as of Attention."""
+        x = x + self.drop_path(self.attn(self.norm1(x), rotation, packing, allowed, past, shared), packing)
         return x + self.drop_path(self.mlp(self.norm2(x)), packing)
 
 

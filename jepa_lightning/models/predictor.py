@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from jepa_lightning.masking.padded import Padded, known, longest
-from jepa_lightning.models.layers import NORM_EPS, BlockOptions, Trunk, init_weights
+from jepa_lightning.models.layers import NORM_EPS, BlockOptions, SharedContext, Trunk, init_weights
 from jepa_lightning.models.packing import Packing
 from jepa_lightning.models.positions import Grid
 from jepa_lightning.models.vision_transformer import Encoder
@@ -59,6 +59,12 @@ class Predictor(nn.Module):
         mask_token_std: Standard deviation of the initial mask tokens (V-JEPA: 0).
         blocks: SwiGLU, drop path, activation checkpointing; or EnergyBlocks in place of the Transformer.
         target_noise: Predict from noised true targets in place of mask tokens.
+        shared_context: Send the context through the blocks once for all blocks of targets, not once for each: targets
+            attend to the context and their own block, the context to itself alone. Not the function of the papers, in
+            which the context attends to the mask tokens; faster where there are several blocks.
+
+    Raises:
+        ValueError: If ``shared_context`` is to be used with other blocks than Transformer blocks.
     """
 
     def __init__(
@@ -74,6 +80,7 @@ class Predictor(nn.Module):
         mask_token_std: float = 0.02,
         blocks: BlockOptions | Trunk | None = None,
         target_noise: TargetNoise | None = None,
+        shared_context: bool = False,
     ) -> None:
         super().__init__()
         if num_mask_tokens is not None and num_mask_tokens < 1:
@@ -84,6 +91,9 @@ class Predictor(nn.Module):
         self.num_heads, self.depth = encoder.num_heads if num_heads is None else num_heads, depth
         self.embed_dim, self.input_dim = embed_dim, encoder.embed_dim
         self.options: Trunk = blocks or BlockOptions()
+        if shared_context and not isinstance(self.options, BlockOptions):
+            raise ValueError(f"shared_context needs Transformer blocks, not {type(self.options).__name__}")
+        self.shared_context = shared_context
         self.predictor_embed: nn.Module = nn.Linear(encoder.embed_dim, embed_dim)
         if target_noise is None and num_mask_tokens is None:
             self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
@@ -156,20 +166,42 @@ class Predictor(nn.Module):
         """
         grid = grid or self.grid
         if isinstance(context, Padded) and isinstance(targets, Padded):
+            if self.shared_context:
+                raise ValueError("shared_context needs masks of one size in a batch: set --data.masks.per_sample false")
             return self._packed(shown, asked, context, targets, grid)
         assert isinstance(context, Tensor)
         assert isinstance(targets, Tensor)
         batch, blocks, count = targets.shape
         if (table := self._table(grid)) is not None:
             shown, asked = shown + F.embedding(context, table), asked + F.embedding(targets, table)
-        shown = shown.unsqueeze(1).expand(-1, blocks, -1, -1)
         asked = asked.expand(batch, blocks, count, -1)
+        if self.shared_context:
+            return self._shared(shown, asked, context, targets, grid)
+        shown = shown.unsqueeze(1).expand(-1, blocks, -1, -1)
         x = torch.cat([shown, asked], dim=2).flatten(0, 1)  # (B * M, Nc + Nt, Dp)
         index = torch.cat([context.unsqueeze(1).expand(-1, blocks, -1), targets], dim=2).flatten(0, 1)
         rotation = self.positions.rotation(index, grid, x.shape[-1] // self.num_heads)
         (x,) = self.options.run(self.predictor_blocks, x, rotation)
         x = x.unflatten(0, (batch, blocks))
         return x[:, :, -count:], x[:, :, :-count]
+
+    def _shared(
+        self,
+        shown: Float[Tensor, "batch nc dim"],
+        asked: Float[Tensor, "batch m nt dim"],
+        context: Int[Tensor, "batch nc"],
+        targets: Int[Tensor, "batch m nt"],
+        grid: Grid,
+    ) -> tuple[Float[Tensor, "batch m nt dim"], Float[Tensor, "batch m nc dim"]]:
+        """One sequence for each sample: its context, then all its blocks of targets."""
+        assert isinstance(self.options, BlockOptions)
+        (blocks, count), length = targets.shape[1:], context.shape[1]
+        x = torch.cat([shown, asked.flatten(1, 2)], dim=1)  # (B, Nc + M * Nt, Dp)
+        index = torch.cat([context, targets.flatten(1)], dim=1)
+        rotation = self.positions.rotation(index, grid, x.shape[-1] // self.num_heads)
+        (x,) = self.options.run(self.predictor_blocks, x, rotation, shared=SharedContext(length, blocks))
+        seen = x[:, :length].unsqueeze(1).expand(-1, blocks, -1, -1)
+        return x[:, length:].unflatten(1, (blocks, count)), seen
 
     def _packed(
         self, shown: Tensor, asked: Tensor, context: Padded, targets: Padded, grid: Grid
