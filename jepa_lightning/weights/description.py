@@ -22,7 +22,7 @@ from jepa_lightning.models import (
 )
 from jepa_lightning.models.vision_transformer import pair
 from jepa_lightning.weights import stored_config
-from jepa_lightning.weights.limits import sections
+from jepa_lightning.weights.limits import as_number, sections
 from jepa_lightning.weights.networks import LARGEST_DEPTH, mlp_ratio
 from jepa_lightning.weights.policy import CheckpointError, DoesNotFit
 
@@ -139,8 +139,8 @@ def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
             yield f"{place} (entries)", math.inf
         for entry in value:
             yield from _numbers(entry, place)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield place, value
+    elif (number := as_number(value)) is not None:
+        yield place, number
 
 
 def _table(arguments: Mapping[str, Any]) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,20 +48,20 @@ def check_data(path: Path, data: Any) -> None:
         name = place.rpartition(".")[2].partition("[")[0]
         counted = name.startswith("num_") and name != "num_workers"
         most = MOST.get(name, MOST_COUNTED if counted else MOST_OF_ANY)
-        if name != "seed" and isinstance(number, int) and abs(number) > most:
+        if name != "seed" and not abs(number) <= most:
             raise Unreadable(
                 f"{path}: {place} is {number:.6g}, more than the {most:,} that a checkpoint may ask for: give one that "
                 "`jepa fit` wrote"
             )
     for arguments in sections(data):
-        crop = arguments.get("crop_pct")
-        if isinstance(crop, int | float) and not LEAST_CROP <= crop <= 1:
+        crop = as_number(arguments.get("crop_pct"))
+        if crop is not None and not LEAST_CROP <= crop <= 1:
             raise Unreadable(f"{path}: data has crop_pct {crop:.6g}, a fraction that must be from {LEAST_CROP} to 1")
-        episodes, steps = arguments.get("episodes"), arguments.get("steps")
-        if isinstance(episodes, int) and isinstance(steps, int) and episodes * steps > MOST_EPISODE_STEPS:
+        episodes, steps = as_number(arguments.get("episodes")), as_number(arguments.get("steps"))
+        if episodes and steps and episodes * steps > MOST_EPISODE_STEPS:
             raise Unreadable(
-                f"{path}: data asks for {episodes:,} episodes of {steps:,} steps, more than {MOST_EPISODE_STEPS:,} "
-                "steps that a checkpoint may ask for: give one that `jepa fit` wrote"
+                f"{path}: data asks for {episodes:,.0f} episodes of {steps:,.0f} steps, more than the "
+                f"{MOST_EPISODE_STEPS:,} steps that a checkpoint may ask for: give one that `jepa fit` wrote"
             )
 
 
@@ -118,6 +119,17 @@ def _counts(value: Any) -> bool:
     return whole and 0 <= value <= MOST_STEPS
 
 
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf)", re.ASCII | re.IGNORECASE)
+"""Text that options of numbers take."""
+
+
+def as_number(value: Any) -> float | None:
+    """A number, also where it is written as text; None for anything else."""
+    if isinstance(value, str):
+        return float(value) if NUMBER.fullmatch(value) else None
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
 def numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
     """Every number in a tree of dicts and lists, and every tensor of one number, with its place."""
     if isinstance(value, dict):
@@ -129,8 +141,8 @@ def numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
     elif isinstance(value, Tensor):
         if value.numel() == 1 and value.dtype.is_complex is False:
             yield place, value.item()
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield place, value
+    elif (found := as_number(value)) is not None:
+        yield place, found
 
 
 def sections(value: Any) -> Iterator[dict[str, Any]]:

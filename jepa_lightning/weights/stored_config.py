@@ -21,8 +21,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from jepa_lightning.weights.limits import check_data, check_heads
-from jepa_lightning.weights.policy import NotTrusted, Unreadable, policy
+from jepa_lightning.weights.limits import as_number, check_data, check_heads
+from jepa_lightning.weights.policy import DoesNotFit, NotTrusted, Unreadable, policy
 
 PACKAGE = __name__.partition(".")[0]
 LARGEST_TEXT, MOST_NODES, DEEPEST = 2**20, 100_000, 50
@@ -235,6 +235,9 @@ def _check_text(path: Path, value: str, place: str, hint: Any) -> None:
             f"{path}: {place} is the text {value[:80]!r} where a class is described: a checkpoint must not name code "
             "or files of code; it was not loaded. Give a checkpoint that `jepa fit` wrote"
         )
+    words = hint is None or any(part in (str, Path, Any) or get_origin(part) is Literal for part in _parts(hint))
+    if not words and as_number(value) is None:  # a parser would read YAML in it, which nobody has checked
+        raise DoesNotFit(f"{path}: {place} is the text {value[:80]!r} where a number goes: copy the file again")
     fetched = place.startswith(("model", "network")) and not place.endswith(".checkpoint")
     if fetched and (":" in value or (place.endswith(".name") and "/" in value)):
         raise NotTrusted(f"{path}: {place} is {value[:80]!r}: a checkpoint must not fetch a network from elsewhere")

@@ -17,7 +17,7 @@ from PIL import Image
 import jepa_lightning as jl
 from jepa_lightning import weights
 from jepa_lightning.cli import main
-from jepa_lightning.weights import Unreadable
+from jepa_lightning.weights import CheckpointError, Unreadable
 from jepa_lightning.weights.ours import CONFIG_KEY
 
 FILE = "last.ckpt"
@@ -95,6 +95,12 @@ def said(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
         (digits(size=10**6), r"data\S*size is 1e\+06, more than the 1,024"),
         (two_rooms(episodes=10**9), r"episodes is 1e\+09"),
         (two_rooms(episodes=20_000, steps=1_000), r"20,000 episodes of 1,000 steps"),
+        (of_data(batch_size="1000000000"), r"batch_size is 1e\+09"),
+        (of_data(batch_size="0x3b9aca00"), "is the text '0x3b9aca00' where a number goes"),
+        (of_data(batch_size="[1000000000]"), "where a number goes"),
+        (lambda c: c["model"]["init_args"]["encoder"]["init_args"].update(depth="1000000000"), "depth 1e"),
+        (lambda c: c["model"]["init_args"]["encoder"]["init_args"].update(img_size="[1000000000, 8]"), "a number goes"),
+        (lambda c: c["model"]["init_args"]["encoder"]["init_args"].update(depth="0x3b9aca00"), "where a number goes"),
         (of_data(transform={"class_path": "jepa_lightning.data.PretrainTransform", "init_args": {"crop_pct": 1e-9}}),
          r"crop_pct 1e-09"),
         (of_data(img_size=[10**7, 32]), r"img_size\[0\] is 1e\+07"),
@@ -106,9 +112,9 @@ def test_data_of_no_measure_are_refused_by_name(
 ) -> None:
     path = stranger(change)
     for load in (weights.open, jl.load, jl.load_encoder):
-        with pytest.raises(Unreadable, match=message):
+        with pytest.raises(CheckpointError, match=message):
             load(path)
-    for arguments in EVERYWHERE.values() if "batch" in message else [EVERYWHERE["validate"]]:
+    for arguments in EVERYWHERE.values() if "16,384" in message else [EVERYWHERE["validate"]]:
         line = said(arguments, capfd)
         assert FILE in line, arguments
         assert re.search(message, line), arguments
