@@ -53,12 +53,14 @@ class Verdict(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say it, after the tables."""
-        if stage != "fit" or dry_run(trainer) or not trainer.is_global_zero or not hasattr(pl_module, "observers"):
+        if stage != "fit" or dry_run(trainer) or not hasattr(pl_module, "observers"):
+            return
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # every process asks: Lightning broadcasts it
+        if not trainer.is_global_zero:
             return
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         results = [result for c in callbacks if isinstance(c, Probe) for result in c.found]
         alarm = next((c.reason for c in callbacks if isinstance(c, Alarm)), "")
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
         tensorboard = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
         found = [*judged(results, alarm), *following(folder, tensorboard)]
         if found:
