@@ -12,7 +12,9 @@ from torch import Tensor
 from jepa_lightning.evaluation.features import Features, accuracy, exact
 
 CHUNK = 2**24
-"""Similarities held at once: 128 MiB."""
+"""Numbers held at once: 128 MiB."""
+SPARE = 16
+"""Candidates of the search in float32 beyond ``k``, which are then compared exactly."""
 DECIMALS = 10
 """To which similarities are compared: products of equal rows differ in the last bits with their place in a matrix."""
 
@@ -21,7 +23,8 @@ class Neighbours:
     """The nearest samples of a training split to each query, nearest first.
 
     Equally near samples are in the order of the training split; of classes with equal votes the first one wins, as in
-    scikit-learn. Everything is computed in float64.
+    scikit-learn. The result is that of float64: a search in float32, whose rounding is bounded, finds candidates, which
+    are compared in float64; queries for which the bound does not tell are searched in float64.
 
     Args:
         train: The training split, every sample with a label.
@@ -34,7 +37,9 @@ class Neighbours:
             raise ValueError(f"k must be at least 1, got {most}")
         bank, queries = (F.normalize(exact(part), dim=1) for part in (train.x, x))
         most = min(most, len(bank))
-        parts = [_nearest(part, bank, most) for part in queries.split(max(1, CHUNK // len(bank)))]
+        rows = max(1, CHUNK // max(len(bank), (most + SPARE) * bank.shape[1]))
+        rough = bank.float()
+        parts = [_found(part, bank, rough, most) for part in queries.split(rows)]
         self.similarity = torch.cat([similarity for similarity, _ in parts])
         self.index = torch.cat([index for _, index in parts])
         self.labels = train.y.to(self.index.device)[self.index]
@@ -55,6 +60,28 @@ class Neighbours:
         weights = ((self.similarity[:, :k] - self.similarity[:, :1]) / temperature).exp()
         votes = weights.new_zeros(len(weights), self.classes).scatter_add_(1, self.labels[:, :k], weights)
         return votes.argmax(dim=1)
+
+
+def _found(
+    queries: Float[Tensor, "chunk dim"],
+    bank: Float[Tensor, "samples dim"],
+    rough: Float[Tensor, "samples dim"],
+    k: int,
+) -> tuple[Float[Tensor, "chunk k"], Int[Tensor, "chunk k"]]:
+    """As ``_nearest``, by a search in float32 among many samples."""
+    if len(bank) < 4 * (k + SPARE):
+        return _nearest(queries, bank, k)
+    values, index = (queries.float() @ rough.T).topk(k + SPARE, dim=1)
+    index = index.sort(dim=1).values
+    similarity = torch.bmm(bank[index], queries.unsqueeze(2)).squeeze(2).round(decimals=DECIMALS)
+    order = similarity.argsort(dim=1, descending=True, stable=True)[:, :k]
+    similarity, index = similarity.gather(1, order), index.gather(1, order)
+    # Of unit vectors, sums of D products in any order are off by at most about D roundings (Higham 2002, section 3.1).
+    bound = (bank.shape[1] + 4) * torch.finfo(torch.float32).eps
+    unclear = (values[:, -1] + bound >= similarity[:, -1]).nonzero().flatten()
+    if len(unclear):
+        similarity[unclear], index[unclear] = _nearest(queries[unclear], bank, k)
+    return similarity, index
 
 
 def _nearest(

@@ -147,3 +147,24 @@ def test_neighbours_see_directions_not_lengths(noisy_digits: tuple[Features, Fea
     train, held_out = noisy_digits
     scaled = Features(held_out.x * torch.linspace(0.1, 9.0, len(held_out.x))[:, None], held_out.y)
     assert knn_top1(train, scaled) == knn_top1(train, held_out)
+
+
+@pytest.mark.parametrize("kind", ["spread", "close", "copies"])
+def test_the_search_in_float32_finds_what_float64_finds(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    bank, queries = torch.randn(3000, 24, generator=generator), torch.randn(200, 24, generator=generator)
+    if kind == "close":  # differences below what float32 can tell
+        bank = torch.randn(24, generator=generator) + 1e-5 * bank
+    if kind == "copies":
+        bank = bank[torch.arange(3000) % 40]
+    train = Features(bank, torch.arange(3000) % 7)
+    fast = knn.Neighbours(train, queries, 20)
+    searched = []
+    nearest = knn._nearest
+    monkeypatch.setattr(knn, "_nearest", lambda q, b, k: searched.append(len(q)) or nearest(q, b, k))
+    knn.Neighbours(train, queries, 20)
+    assert sum(searched) == 200 if kind != "spread" else sum(searched) < 20
+    monkeypatch.setattr(knn, "SPARE", 3000)  # more candidates than samples: float64 alone
+    slow = knn.Neighbours(train, queries, 20)
+    assert torch.equal(fast.index, slow.index)
+    assert torch.equal(fast.similarity, slow.similarity)
