@@ -1,12 +1,12 @@
 """One I-JEPA training step of ours beside one that computes as the official code does, on the same weights and masks.
 
-The opponent is plain PyTorch on timm's blocks: all patches are embedded before the context is cut out, each target block
-is a sequence of its own with the context in it, every token of the predictor passes through every layer, smooth L1 on
+The opponent is plain PyTorch on timm's blocks: all patches are embedded before the context is cut out, each target
+block is a sequence of its own with the context in it, every token of the predictor passes through every layer, smooth L1 on
 layer-normalised targets. It is given what makes it fast: scaled_dot_product_attention, fused AdamW, an EMA in one
 foreach call. `shared_context` is ours with the option of that name, which is another function.
 
-All steps are taken in turns in one process, on the same batches; ratios are medians over rounds. Peak memory is that of
-a process of its own for each row, less what it had before its first step.
+All steps are taken in turns in one process, on the same batches; ratios are medians over rounds. Peak memory (Linux) is
+that of a process of its own for each row, less what it had before its first step.
 
     python benchmarks/step_against.py [--models vits16 vitb16] [--batch-size 16] [--rounds 10]
 """
@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -148,6 +149,12 @@ def memory(row: str, options: argparse.Namespace) -> float:
     return float(json.loads(subprocess.run([*command, "--memory", row], check=True, stdout=subprocess.PIPE).stdout))
 
 
+def resident(name: str) -> int:
+    """Resident memory of this process in KiB, as it is (VmRSS) or was at most (VmHWM)."""
+    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -161,10 +168,11 @@ def main() -> None:
     drawn = batches(build(options.models[0]), options.rounds + 2, options.batch_size, torch.device("cpu"))
     if options.memory:
         step = make(options.memory, options.models[0])
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far counts no more
+        before = resident("VmRSS")
         for batch in drawn[:3]:
             step(batch)
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+        print((resident("VmHWM") - before) / 2**20)
         return
     print(f"{machine()}\nbatch {options.batch_size}, {options.rounds} rounds in turns after 2\n")
     print("| model | step | first loss | ms (median) | 10-90 % | times as fast | peak memory (GiB) |")

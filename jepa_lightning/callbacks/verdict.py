@@ -82,7 +82,7 @@ def judged(results: list[Result], alarm: str) -> list[str]:
         before, after = max(pairs, key=lambda pair: pair[1].mean - pair[0].mean)  # any label that is learned counts
         gain = difference(before.mean, after.mean, after.samples)
         label = f" of the {after.label}" if after.label else ""
-        verdict = "it learned" if gain.low > 0 else "it got worse" if gain.high < 0 else "no sign that it learned"
+        verdict = "it learned" if gain.low > 0 else "it got worse" if gain.high < 0 else "no certain gain"
         ranks = " to ".join(f"{result.mean:.1f}" for pair in _pairs(results, RANKME) for result in pair)
         return [
             f"{verdict}: {name}{label} went from {before.mean:.1%} to {after.mean:.1%} on {after.samples:,} held-out "

@@ -17,7 +17,7 @@ def _results(before: float, after: float, samples: int, protocol: str = LOGISTIC
     ("before", "after", "samples", "verdict"),
     [
         (0.60, 0.90, 1000, "it learned"),
-        (0.60, 0.62, 100, "no sign that it learned"),
+        (0.60, 0.62, 100, "no certain gain"),
         (0.90, 0.60, 1000, "it got worse"),
     ],
 )
