@@ -1,9 +1,9 @@
 """One I-JEPA training step of ours beside one that computes as the official code does, on the same weights and masks.
 
 The opponent is plain PyTorch on timm's blocks: all patches are embedded before the context is cut out, each target
-block is a sequence of its own with the context in it, every token of the predictor passes through every layer, smooth L1 on
-layer-normalised targets. It is given what makes it fast: scaled_dot_product_attention, fused AdamW, an EMA in one
-foreach call. `shared_context` is ours with the option of that name, which is another function.
+block is a sequence of its own with the context in it, every token of the predictor passes through every layer, smooth
+L1 on layer-normalised targets. It is given what makes it fast: scaled_dot_product_attention, fused AdamW, an EMA in
+one foreach call. `shared_context` is ours with the option of that name, which is another function.
 
 All steps are taken in turns in one process, on the same batches; ratios are medians over rounds. Peak memory (Linux) is
 that of a process of its own for each row, less what it had before its first step.

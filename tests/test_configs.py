@@ -39,18 +39,23 @@ def model_of(name: str) -> dict[str, Any]:
 
 def is_embedded(name: str) -> bool:
     """Whether its data comes with the package."""
-    source = config_of(name)["data"]["init_args"].get("source") or {}
-    return source.get("class_path") in ("DigitScenes", "MovingDigits")
+    return source_of(name) in ("DigitScenes", "MovingDigits", "TwoRoomsEpisodes")
+
+
+def source_of(name: str) -> str:
+    """The class of its data."""
+    return (config_of(name)["data"]["init_args"].get("source") or {}).get("class_path", "")
 
 
 EMBEDDED = [name for name in ALL if is_embedded(name)]
 
 
 def given(name: str, pretrained: Path) -> list[str]:
-    """Options that name the checkpoint that a configuration starts from; none for most."""
+    """Options that name the checkpoint that a configuration starts from, or that keep data short; none for most."""
     model = model_of(name)
     option = "model.checkpoint" if is_probe(name) else "model.teacher" if "teacher" in model["init_args"] else None
-    return [f"--{option}={pretrained}"] if option else []
+    short = ["--data.source.episodes=60"] if source_of(name) == "TwoRoomsEpisodes" else []
+    return [*short, *([f"--{option}={pretrained}"] if option else [])]
 
 
 def is_probe(name: str) -> bool:

@@ -17,7 +17,6 @@ from jepa_lightning.callbacks.finite import FiniteNumbers
 from jepa_lightning.callbacks.measures import some_rows, targets_of
 from jepa_lightning.callbacks.observer import Observer, tensorboards
 from jepa_lightning.distributed import local_part
-from jepa_lightning.masking import MaskedBatch
 
 LOOKS = 4
 """Over how many looks spread and rank are averaged."""
@@ -79,7 +78,7 @@ class Alarm(Observer):
         super().teardown(trainer, pl_module, stage)
         self._latest, self._recent, self._vectors = {}, {}, None
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: MaskedBatch, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Look at the first batch of every n-th optimizer step."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self._due = self.due(self.every_n_steps)
@@ -104,9 +103,7 @@ class Alarm(Observer):
         rows = normalised(some_rows(tokens, index, self.rows, self._step)).cpu()
         self._latest[name] = torch.cat([self._latest.get(name, rows[:0]), rows])[-self.rows :]
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: MaskedBatch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Judge what was seen, and say so.
 
         Raises:

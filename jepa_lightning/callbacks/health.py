@@ -23,7 +23,6 @@ from jepa_lightning.callbacks.measures import (
 )
 from jepa_lightning.callbacks.observer import Observer, tensorboards
 from jepa_lightning.distributed import gather_rows, relative_distance, world_size
-from jepa_lightning.masking import MaskedBatch
 
 FEW = 8
 """Inputs of a batch that are encoded again, to compare the encoders and to measure their attention."""
@@ -86,7 +85,7 @@ class Health(Observer):
         super().teardown(trainer, pl_module, stage)
         self._views = self._counts = None
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: MaskedBatch, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Decide what is measured of this step."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self._cheap = self.due(trainer.log_every_n_steps)  # type: ignore[attr-defined]
@@ -120,9 +119,7 @@ class Health(Observer):
             self._taken[name] = some_rows(tokens, index, most, self._step)
             self._taken[f"{name}_pooled"] = pooled(tokens, index)[:most]
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: MaskedBatch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Compute and log."""
         if self._cheap or self._complete:
             if batch.masks:
@@ -187,7 +184,7 @@ class Health(Observer):
 
     # ------------------------------------------------------------------ masks
 
-    def _count(self, pl_module: Any, batch: MaskedBatch) -> None:
+    def _count(self, pl_module: Any, batch: Any) -> None:
         """Of this process alone: masks are drawn alike everywhere."""
         grid = pl_module.encoder.grid_of(batch.inputs)
         shape = (2 * len(batch.masks), grid[0] * grid[1] * grid[2])

@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 
 from jepa_lightning.distributed import norms_of
 from jepa_lightning.log_steps import is_log_step
-from jepa_lightning.masking import MaskedBatch
 from jepa_lightning.masking.padded import mean_length
 
 COLUMNS = (
@@ -69,7 +68,7 @@ class Monitor(Callback):
             self._gradients = torch.stack([norms[qkv[0]], norms[qkv[-1]], norms.min(), norms.max()]).float()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MaskedBatch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """One row, and the numbers of the progress bar."""
         seconds = time.perf_counter() - self._start
