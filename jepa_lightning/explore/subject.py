@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
-from threading import Lock
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
+from threading import Thread, current_thread
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +20,26 @@ from jepa_lightning.models.attention_maps import attention_maps
 
 Pixels = UInt8[Tensor, "3 time height width"]
 """One image (time 1) or clip."""
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def in_turn(method: Callable[Concatenate[Subject, P], R]) -> Callable[Concatenate[Subject, P], R]:
+    """Run a method in the one thread of its Subject.
+
+    Every thread that computes brings OpenMP threads of its own. Those of a server's threads would spin for each other,
+    for minutes on few cores.
+    """
+
+    @wraps(method)
+    def asked(self: Subject, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        if current_thread() is self._thread:  # one answer needs another
+            return method(self, *args, **kwargs)
+        return self._worker.submit(method, self, *args, **kwargs).result()
+
+    return asked
 
 
 class Expectation(NamedTuple):
@@ -60,8 +83,12 @@ class Subject:
     ) -> None:
         self.encoder, self.context_encoder, self.predictor = encoder, context_encoder, predictor
         self.target_layers = target_layers or self.depth
-        self._alone = Lock()  # attention is seen by hooks, which other threads' passes would call too
+        self._thread: Thread | None = None
+        self._worker = ThreadPoolExecutor(1, "subject", self._begin)
         self.mean, self.std = torch.tensor(mean).view(1, -1, 1, 1, 1), torch.tensor(std).view(1, -1, 1, 1, 1)
+
+    def _begin(self) -> None:
+        self._thread = current_thread()
 
     @property
     def depth(self) -> int:
@@ -86,20 +113,20 @@ class Subject:
         boxes = frames.reshape(channels, steps, height // side, side, width // side, side)
         return boxes.permute(1, 2, 4, 0, 3, 5).reshape(-1, channels, side, side)
 
+    @in_turn
     @torch.no_grad()
     def tokens(self, pixels: Pixels, layer: int = -1) -> Float[Tensor, "tokens dim"]:
         """Features of every patch after a layer, which is ignored where there is only one."""
-        with self._alone:
-            return self.encoder(self.inputs(pixels), **self._at(layer))[0].float().cpu()
+        return self.encoder(self.inputs(pixels), **self._at(layer))[0].float().cpu()
 
+    @in_turn
     @torch.no_grad()
     def targets(self, pixels: Pixels) -> Float[Tensor, "tokens dim"]:
         """What the predictor was trained to predict, layer-normalised."""
-        with self._alone:
-            if isinstance(self.predictor, DensePredictor):
-                tokens = self.predictor.reads(self.encoder, self.inputs(pixels))[0].float().cpu()
-            else:
-                tokens = target_tokens(self.encoder, self.inputs(pixels), self.target_layers)[0].float().cpu()
+        if isinstance(self.predictor, DensePredictor):
+            tokens = self.predictor.reads(self.encoder, self.inputs(pixels))[0].float().cpu()
+        else:
+            tokens = target_tokens(self.encoder, self.inputs(pixels), self.target_layers)[0].float().cpu()
         levels = tokens.unflatten(-1, (-1, self.encoder.embed_dim))
         return F.layer_norm(levels, levels.shape[-1:]).flatten(-2)
 
@@ -111,6 +138,7 @@ class Subject:
         """
         return self.look(pixels, layer)[0]
 
+    @in_turn
     @torch.no_grad()
     def look(
         self, pixels: Pixels, layer: int = -1
@@ -121,17 +149,17 @@ class Subject:
             ValueError: If the network has no softmax attention.
         """
         found: list[Tensor] = []
-        with self._alone:
-            hook = self.encoder.register_forward_hook(lambda _, args, output: found.append(output))
-            try:
-                (maps,) = attention_maps(self.encoder, self.inputs(pixels), blocks=(layer,), **self._at(layer))
-            finally:
-                hook.remove()
+        hook = self.encoder.register_forward_hook(lambda _, args, output: found.append(output))
+        try:
+            (maps,) = attention_maps(self.encoder, self.inputs(pixels), blocks=(layer,), **self._at(layer))
+        finally:
+            hook.remove()
         return maps[0].cpu(), found[0][0].float().cpu()
 
     def _at(self, layer: int) -> dict[str, Any]:
         return {} if self.depth == 1 else {"layers": layer}
 
+    @in_turn
     @torch.no_grad()
     def expect(self, pixels: Pixels, hidden: Bool[Tensor, " tokens"]) -> Expectation:
         """Hide some tokens and predict them from all others.
@@ -150,9 +178,8 @@ class Subject:
         context, targets = (~places).nonzero().T, places.nonzero().T  # (1, Nc), (1, K)
         family = 0 if hidden.float().mean() < 0.5 else 1  # V-JEPA: short masks, then long ones
         features = self.targets(pixels)
-        with self._alone:
-            shown = self.predictor.reads(self.context_encoder, inputs, context)
-            found = self.predictor(shown, context, targets.unsqueeze(1), family, self.grid(pixels))[0, 0]
+        shown = self.predictor.reads(self.context_encoder, inputs, context)
+        found = self.predictor(shown, context, targets.unsqueeze(1), family, self.grid(pixels))[0, 0]
         predicted, seen = found.float().cpu(), features[targets[0].cpu()]
         surprise, against_mean = ((p - seen).square().mean(dim=1) for p in (predicted, features.mean(dim=0)))
         return Expectation(targets[0].cpu(), predicted, seen, surprise, against_mean)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -145,6 +146,20 @@ def test_attention_and_tokens_of_one_pass_are_those_of_two(subject: SubjectFacto
         assert torch.equal(attention, attention_maps(network.encoder, inputs, blocks=(layer,))[0][0])
         assert torch.equal(tokens, network.encoder(inputs, layers=layer)[0])
     assert len(passes) == 2 * 3
+
+
+def test_all_questions_are_computed_in_one_thread(subject: SubjectFactory, items: ItemFactory) -> None:
+    # Every thread that computes would bring OpenMP threads of its own, and these spin for each other.
+    network, samples = subject(), items(6)
+    threads = set()
+    network.encoder.register_forward_pre_hook(lambda *_: threads.add(threading.get_ident()))
+    hidden = torch.arange(16) < 4
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda item: network.expect(item.pixels, hidden), samples))
+        list(pool.map(lambda item: network.attention(item.pixels, 0), samples))
+    network.tokens(samples[0].pixels)
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
 
 
 def test_questions_asked_at_once_get_the_answers_of_one_after_the_other(
