@@ -122,3 +122,11 @@ def test_a_format_is_one_class_and_everything_that_takes_a_checkpoint_takes_it(
     assert "file of the test" in capsys.readouterr().out
     main(["export", "--ckpt_path", "plain.pt", "--to", "safetensors", "--out", "out"])
     torch.testing.assert_close(jl.load_encoder("out/model.safetensors")(images), encoder(images))
+
+
+def test_every_promise_names_a_test_that_exists() -> None:
+    root = Path(__file__).parent.parent
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (root / "docs" / "promises.md").read_text())
+    assert len(named) > 20
+    for path, name in named:
+        assert f"def {name}" in (root / path).read_text(), (path, name)
