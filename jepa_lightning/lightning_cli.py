@@ -17,10 +17,11 @@ from jepa_lightning.commands.messages import JepaParser, condense
 from jepa_lightning.commands.options import NON_FINITE, TRUST
 from jepa_lightning.commands.stored import KEY_WORDS, changes
 from jepa_lightning.commands.stored_folders import make_absolute
+from jepa_lightning.data.workers import available_cores
 from jepa_lightning.explore.maps import Maps
 from jepa_lightning.loading import start_from
 from jepa_lightning.probing import PretrainedEncoder
-from jepa_lightning.ranges import at_least
+from jepa_lightning.ranges import at_least, within
 from jepa_lightning.trainer import RunTrainer
 from jepa_lightning.weights import Weights
 
@@ -87,6 +88,9 @@ class JepaCLI(LightningCLI):
         trainer, model = self.config[self.subcommand].trainer, self.config[self.subcommand].model
         make_absolute(self.config[self.subcommand].data)  # as the configuration in checkpoints has them
         at_least(1, **{"trainer.accumulate_grad_batches": trainer.accumulate_grad_batches})
+        on_cpu = trainer.accelerator == "cpu" or not torch.cuda.is_available()
+        if on_cpu and str(trainer.devices).isdigit():  # there devices are processes, and Lightning starts any number
+            within(1, max(2, available_cores()), **{"trainer.devices": int(trainer.devices)})
         if self.opened is not None and self.opened.config:
             chosen = {name: self.config[self.subcommand][name].as_dict() for name in ("model", "data")}
             if differing := changes(self.opened.config, chosen):

@@ -190,6 +190,7 @@ def test_a_damaged_file_costs_predict_one_row(run: str, image_folder: Path, tmp_
             "does not accept option 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?",
         ),
         ([*TINY, "--trainer.max_epochz=3"], "did you mean 'trainer.max_epochs'?"),
+        ([*TINY, "--trainer.devices=9999"], "trainer.devices 9999: use 1 to "),
         ([*TINY, "--model.encoder.depth=deep"], "model.encoder.depth: Expected a <class 'int'>. Got value: deep"),
         ([*TINY, "--model.encoder=ViT"], "model.encoder: no class is called 'ViT'"),
         ([*TINY, "--model.encoder.img_size=33"], "a 33x33 image cannot be cut into 8x8 patches"),
