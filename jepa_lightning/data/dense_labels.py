@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from jepa_lightning.data import embedded, moving_digits
 from jepa_lightning.data.decode import PyAVDecoder
 from jepa_lightning.data.dense import DenseSource, Labelled
-from jepa_lightning.data.sources import Images
+from jepa_lightning.data.sources import Images, Listing, Source, Split
 from jepa_lightning.data.video_sources import FileVideos
 
 OPAQUE = 0.5
@@ -89,25 +90,27 @@ def followed(masks: Float[Tensor, "frames height width"], count: int = POINTS) -
     return chosen[None] + (centres - centres[0])[:, None]
 
 
-class EmbeddedScenes(DenseSource):
-    """DigitScenes with the digit of each pixel; depth is 1 on the digit and 2 behind it, the order of drawing.
+S = TypeVar("S", bound=Source[Any])
+L = TypeVar("L", bound=Listing)
+
+
+class Embedded(DenseSource, Generic[S, L]):
+    """An embedded data set whose generator knows the digit of each pixel.
 
     Args:
-        size: Side of a scene in pixels.
-        cache: Where the files are written, once; null for ~/.cache/jepa_lightning.
+        source: The data set.
     """
 
     classes = CLASSES
     depth_range = (0.5, 2.5)
 
-    def __init__(self, size: int = 64, cache: str | None = None) -> None:
-        self.source = embedded.DigitScenes(size, cache)
-        self.size = size
-        self.listings: dict[str, Images] = {}
+    def __init__(self, source: S) -> None:
+        self.source = source
+        self.listings: dict[str, L] = {}
 
     @property
     def title(self) -> str:
-        """``DigitScenes``."""
+        """Name of the data set."""
         return self.source.title
 
     def prepare(self) -> None:
@@ -115,28 +118,41 @@ class EmbeddedScenes(DenseSource):
         self.source.prepare()
 
     def count(self, split: str) -> int:
-        """Number of scenes."""
-        return len(self.images(split))
+        """Number of samples."""
+        return len(self.listing(split))
 
-    def images(self, split: str) -> Images:
-        """The scenes of a split, listed once."""
+    def listing(self, split: str) -> L:
+        """The samples of a split, listed once."""
         if split not in self.listings:
-            self.listings[split] = self.source.split(split)  # type: ignore[arg-type]
+            self.listings[split] = self.source.split(cast(Split, split))
         return self.listings[split]
-
-    def sample(self, split: str, index: int, num_frames: int) -> Labelled:
-        """A scene."""
-        images = self.images(split)
-        name = images.name(index)
-        labels = scene_labels(split, int(Path(name).stem), self.size)
-        return Labelled(pil_to_tensor(images.image(index))[None], labels[None], name)
 
     def depth_of(self, labels: Tensor) -> Tensor:
         """1 on the digit, 2 behind it."""
         return torch.where(labels > 0, NEAR, FAR)
 
 
-class EmbeddedClips(DenseSource):
+class EmbeddedScenes(Embedded[embedded.DigitScenes, Images]):
+    """DigitScenes with the digit of each pixel; depth is 1 on the digit and 2 behind it, the order of drawing.
+
+    Args:
+        size: Side of a scene in pixels.
+        cache: Where the files are written, once; null for ~/.cache/jepa_lightning.
+    """
+
+    def __init__(self, size: int = 64, cache: str | None = None) -> None:
+        super().__init__(embedded.DigitScenes(size, cache))
+        self.size = size
+
+    def sample(self, split: str, index: int, num_frames: int) -> Labelled:
+        """A scene."""
+        images = self.listing(split)
+        name = images.name(index)
+        labels = scene_labels(split, int(Path(name).stem), self.size)
+        return Labelled(pil_to_tensor(images.image(index))[None], labels[None], name)
+
+
+class EmbeddedClips(Embedded[moving_digits.MovingDigits, FileVideos]):
     """MovingDigits with the digit of each pixel, and points on it; depth as in EmbeddedScenes.
 
     Args:
@@ -146,33 +162,11 @@ class EmbeddedClips(DenseSource):
         frame_step: Frames of the file from one frame of a clip to the next; it has 24, 8 a second.
     """
 
-    classes = CLASSES
-    depth_range = (0.5, 2.5)
     clips = True
 
     def __init__(self, size: int = 64, cache: str | None = None, plain: bool = True, frame_step: int = 2) -> None:
-        self.source = moving_digits.MovingDigits(size, cache, plain)
+        super().__init__(moving_digits.MovingDigits(size, cache, plain))
         self.frame_step = frame_step
-        self.listings: dict[str, FileVideos] = {}
-
-    @property
-    def title(self) -> str:
-        """``MovingDigits``."""
-        return self.source.title
-
-    def prepare(self) -> None:
-        """Write the files, if they are not there."""
-        self.source.prepare()
-
-    def count(self, split: str) -> int:
-        """Number of clips."""
-        return len(self.videos(split))
-
-    def videos(self, split: str) -> FileVideos:
-        """The clips of a split, listed once."""
-        if split not in self.listings:
-            self.listings[split] = self.source.split(split)  # type: ignore[arg-type]
-        return self.listings[split]
 
     def sample(self, split: str, index: int, num_frames: int) -> Labelled:
         """The frames in the middle of a clip.
@@ -187,14 +181,10 @@ class EmbeddedClips(DenseSource):
                 "an embedded clip: use --data.frame_step 1, or an encoder of fewer frames"
             )
         frames = [(moving_digits.FRAMES - 1 - last) // 2 + self.frame_step * i for i in range(num_frames)]
-        clips = self.videos(split)
+        clips = self.listing(split)
         name = clips.name(index)
         with clips.open(index, PyAVDecoder()) as video:
             pixels = torch.as_tensor(video.frames(frames)).permute(0, 3, 1, 2)
         masks, digit = clip_masks(split, int(Path(name).stem), self.source.size, self.source.style)
         shown = masks[frames]
         return Labelled(pixels, (shown > OPAQUE) * (1 + digit), name, followed(shown))
-
-    def depth_of(self, labels: Tensor) -> Tensor:
-        """1 on the digit, 2 behind it."""
-        return torch.where(labels > 0, NEAR, FAR)

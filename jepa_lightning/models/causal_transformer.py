@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from jepa_lightning.masking.padded import Padded
 from jepa_lightning.masking.tokens import rows_of
-from jepa_lightning.models.layers import BlockOptions, Past, layer_numbers
+from jepa_lightning.models.layers import BlockOptions, Past
 from jepa_lightning.models.positions import RoPE, Rotation
 from jepa_lightning.models.vision_transformer import VisionTransformer
 
@@ -105,16 +104,10 @@ class CausalVisionTransformer(VisionTransformer):
         x = torch.cat([x, self.cls_token.expand(len(x), -1, -1)], dim=1)
         rotation = with_class(self.positions.rotation(index, grid, self.embed_dim // self.num_heads))
         numbers = [layers] if isinstance(layers, int) else layers
-        wanted, kept = layer_numbers(numbers, len(self.blocks)), dict[int, Tensor]()
-        again = self.options.checkpoint_activations and self.training and torch.is_grad_enabled()
-        for number, block in enumerate(self.blocks):
-            arguments = (x, rotation, None, allowed)
-            x = checkpoint(block, *arguments, use_reentrant=False) if again else block(*arguments)
-            if number in wanted:
-                kept[number] = x
+        outputs = self.options.run(self.blocks, x, rotation, layers=numbers, allowed=allowed)
         if summary:
-            return self.norm(x[:, -1])
-        outputs = self.normed([kept[number][:, :-1] for number in wanted], numbers)
+            return self.norm(outputs[-1][:, -1])
+        outputs = self.normed([tokens[:, :-1] for tokens in outputs], numbers)
         return outputs[0] if layers is None or isinstance(layers, int) else outputs
 
     def summary(

@@ -247,9 +247,20 @@ class BlockOptions(Trunk):
         rotation: Rotation | None = None,
         packing: Packing | None = None,
         layers: Sequence[int] | None = None,
+        allowed: Bool[Tensor, "#batch 1 tokens keys"] | None = None,
         shared: SharedContext | None = None,
     ) -> list[Float[Tensor, "batch tokens dim"]]:
-        """One block after the other; sequences of several lengths sorted by length in between, where that is known."""
+        """One block after the other; sequences of several lengths sorted by length in between, where that is known.
+
+        Args:
+            blocks: What ``build`` made.
+            x: A batch of sequences of one length, or a packed list of tokens, (1, total, D).
+            rotation: How queries and keys are rotated.
+            packing: Which sequences the list holds.
+            layers: Which layers' tokens are given; None for the last one's.
+            allowed: Which keys each token attends to, for a batch of one length; None for all.
+            shared: Which part of a sequence is the context of several blocks of targets.
+        """
         if packing is not None and not packing.runs and (found := packing.by_length()) is not None:
             packing, order = found
             if rotation is not None:
@@ -260,7 +271,7 @@ class BlockOptions(Trunk):
         numbers = layer_numbers(layers, len(blocks))
         kept: dict[int, Tensor] = {}
         for number, block in enumerate(blocks):
-            arguments = (x, rotation, packing, None, None, shared)
+            arguments = (x, rotation, packing, allowed, None, shared)
             x = checkpoint(block, *arguments, use_reentrant=False) if again else block(*arguments)
             if number in numbers:
                 kept[number] = x
