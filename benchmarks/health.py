@@ -27,7 +27,7 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from jepa_lightning.callbacks import Alarm, Health
-from jepa_lightning.commands.find import find_config
+from jepa_lightning.commands.configs import find_config
 from jepa_lightning.data import JEPADataModule
 from jepa_lightning.loading import build
 

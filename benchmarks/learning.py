@@ -42,7 +42,7 @@ import torch.nn.functional as F
 import yaml
 from tqdm import tqdm
 
-from jepa_lightning.commands.find import find_config
+from jepa_lightning.commands.configs import find_config
 from jepa_lightning.data import DigitScenes, Folder, Torchvision
 from jepa_lightning.data.sources import Images, ImageSource
 from jepa_lightning.data.transforms import CleanTransform

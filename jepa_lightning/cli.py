@@ -12,7 +12,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from jepa_lightning import __version__, callbacks, commands, weights
 from jepa_lightning.callbacks.signals import signals_end_the_command
-from jepa_lightning.commands.find import with_named_option, with_shipped_configs
+from jepa_lightning.commands.configs import with_shipped_configs
+from jepa_lightning.commands.find import with_named_option
 from jepa_lightning.commands.messages import JepaParser, quieten, told
 from jepa_lightning.commands.stored import trusted_packages, with_checkpoint
 from jepa_lightning.data import JEPADataModule

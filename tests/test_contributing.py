@@ -15,7 +15,7 @@ import yaml
 import jepa_lightning as jl
 from jepa_lightning import weights
 from jepa_lightning.cli import main
-from jepa_lightning.commands.find import find_config
+from jepa_lightning.commands.configs import find_config
 from jepa_lightning.models import VisionTransformer
 from jepa_lightning.preprocessing import Preprocessing
 from jepa_lightning.weights import Branch, Hints, Networks

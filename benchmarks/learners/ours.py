@@ -13,7 +13,7 @@ from common import WARMUP, arguments, by_blocks, marks, now, parameters, write_f
 from lightning import Callback
 
 from jepa_lightning.cli import main
-from jepa_lightning.commands.find import find_config
+from jepa_lightning.commands.configs import find_config
 
 QUIET = [
     "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--probe.every_n_epochs=0",

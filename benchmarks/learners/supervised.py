@@ -10,7 +10,7 @@ import yaml
 from common import Training, arguments, batches, by_blocks, crops, mixed, parameters, pictures
 from torch import nn
 
-from jepa_lightning.commands.find import find_config
+from jepa_lightning.commands.configs import find_config
 from jepa_lightning.loading import build
 from jepa_lightning.models import evaluating
 

@@ -206,7 +206,6 @@ def _clips(source: DenseSource, frames: int) -> str:
 def _parser() -> JepaParser:
     parser = JepaParser(prog="jepa dense", description=__doc__)
     parser.add_argument("task", choices=list(TASKS), help="What is read from the tokens.")
-    parser.add_argument("--config", type=str | None, default=None, help="Not used; --data names the data.")
     parser.add_argument("--ckpt_path", type=str, nargs="+", default=["last.ckpt"], help="One or several checkpoints.")
     parser.add_class_arguments(Dense, skip={"ckpt_path"})
     parser.add_subclass_arguments(

@@ -14,7 +14,8 @@ import yaml
 from torch import Tensor
 
 from jepa_lightning import weights
-from jepa_lightning.commands.find import find_checkpoint, find_config, has_encoder, option_values
+from jepa_lightning.commands.configs import find_config
+from jepa_lightning.commands.find import find_checkpoint, has_encoder, option_values
 from jepa_lightning.commands.messages import JepaParser
 from jepa_lightning.commands.options import NON_FINITE, TRUST
 from jepa_lightning.commands.stored import data_section

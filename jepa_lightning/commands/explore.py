@@ -12,7 +12,8 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_info
 
 from jepa_lightning import weights
-from jepa_lightning.commands.find import find_checkpoint, find_config, has_encoder
+from jepa_lightning.commands.configs import find_config
+from jepa_lightning.commands.find import find_checkpoint, has_encoder
 from jepa_lightning.commands.options import add_hints, add_permissions, allowed, hints_given
 from jepa_lightning.commands.stored_folders import check_folders
 from jepa_lightning.data import ImageDataModule, JEPADataModule, VideoDataModule

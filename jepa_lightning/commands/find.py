@@ -9,8 +9,6 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities import rank_zero_info
 
-from jepa_lightning.commands.configs import find_config as find_config
-from jepa_lightning.commands.configs import with_shipped_configs as with_shipped_configs
 from jepa_lightning.weights import is_hub_name
 
 

@@ -20,6 +20,7 @@ from jepa_lightning.data.image_files import EXTENSIONS, read_image
 from jepa_lightning.data.sources import Folder
 from jepa_lightning.data.trajectories import EpisodeFolder
 from jepa_lightning.data.video_sources import VIDEO_EXTENSIONS, VideoFolder
+from jepa_lightning.data.workers import available_cores
 
 Kind = Literal["images", "clips", "episodes"]
 LOOKED_AT = 200
@@ -117,7 +118,7 @@ class Machine(NamedTuple):
 
 def this_machine() -> Machine:
     """The machine that this runs on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 if hasattr(os, "sysconf") else 0.0
     if not torch.cuda.is_available():
         return Machine(cores, memory)

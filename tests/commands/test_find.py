@@ -9,7 +9,8 @@ import torch
 import yaml
 
 from jepa_lightning import weights
-from jepa_lightning.commands.find import find_checkpoint, find_config, with_shipped_configs
+from jepa_lightning.commands.configs import find_config, with_shipped_configs
+from jepa_lightning.commands.find import find_checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from jepa_lightning.commands.find import find_config, option_values
+from jepa_lightning.commands.configs import find_config
+from jepa_lightning.commands.find import option_values
 from jepa_lightning.commands.stored import Call, changes, trusted_packages, with_checkpoint
 from jepa_lightning.weights import CheckpointError
 from jepa_lightning.weights.ours import CONFIG_KEY

@@ -102,7 +102,7 @@ def test_a_file_does_not_decide_what_is_imported() -> None:
         lambda d: d["init_args"].update(embed_dim="wide"),
         lambda d: d["init_args"].update(patch_size=7),
         lambda d: d.update(class_path="jepa_lightning.models.Predictor"),
-        lambda d: d.update(class_path="jepa_lightning.commands.find.find_config"),
+        lambda d: d.update(class_path="jepa_lightning.commands.configs.find_config"),
     ],
 )
 def test_a_description_that_makes_no_sense_is_an_error_that_names_the_file(
