@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from jepa_lightning.callbacks.config import SaveConfig
 from jepa_lightning.callbacks.parts import Parts, Rows, digest_of
 from jepa_lightning.distributed import gather_rows, rank, world_size
+from jepa_lightning.ranges import at_least
 
 
 class FeatureWriter(BasePredictionWriter):
@@ -33,6 +34,7 @@ class FeatureWriter(BasePredictionWriter):
 
     def __init__(self, output: str | None = None, keep_every_s: float = 10.0) -> None:
         super().__init__("batch")
+        at_least(0, keep_every_s=keep_every_s)
         self.output, self.keep_every_s = output, keep_every_s
         self._rows: list[Rows] = []
         self._seen = self._kept = 0

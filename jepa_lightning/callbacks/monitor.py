@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from jepa_lightning.distributed import norms_of
 from jepa_lightning.log_steps import is_log_step
 from jepa_lightning.masking.padded import mean_length
+from jepa_lightning.ranges import at_least
 
 COLUMNS = (
     "epoch", "itr", "loss", "mask-A", "mask-B", "time (ms)", "lr", "weight decay", "momentum", "memory (MB)",
@@ -33,6 +34,7 @@ class Monitor(Callback):
     """
 
     def __init__(self, flush_every_n_steps: int = 50) -> None:
+        at_least(1, flush_every_n_steps=flush_every_n_steps)
         self.flush_every_n_steps = flush_every_n_steps
         self._rows: list[tuple[list[Any], Tensor]] = []
         self._gradients: Tensor | None = None

@@ -13,6 +13,8 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from jepa_lightning.ranges import at_least
+
 
 class Observer(Callback, ABC):
     """Looks at tensors of every n-th optimizer step of a JEPA, once under gradient accumulation.
@@ -22,6 +24,7 @@ class Observer(Callback, ABC):
     """
 
     def __init__(self, every_n_steps: int) -> None:
+        at_least(0, every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
         self._watching = self._first = False
         self._step = -1

@@ -15,6 +15,7 @@ from torchvision.utils import make_grid, save_image
 
 from jepa_lightning.callbacks.observer import dry_run, tensorboards
 from jepa_lightning.masking import Grid, MaskedBatch
+from jepa_lightning.ranges import at_least
 
 GREY = 0.25
 """Brightness of masked patches."""
@@ -33,6 +34,8 @@ class Pictures(Callback):
     """
 
     def __init__(self, every_n_epochs: int = 1, images: int = 6, side: int = 128) -> None:
+        at_least(0, every_n_epochs=every_n_epochs)
+        at_least(1, images=images, side=side)
         self.every_n_epochs, self.images, self.side = every_n_epochs, images, side
         self._batch: MaskedBatch | None = None
 

@@ -15,6 +15,7 @@ from jepa_lightning.evaluation.features import features_of
 from jepa_lightning.evaluation.protocols import split_features
 from jepa_lightning.evaluation.results import LOGGED
 from jepa_lightning.metrics import NotFinite
+from jepa_lightning.ranges import at_least
 
 UNTRAINED = "random initialisation"
 
@@ -39,6 +40,8 @@ class Probe(Callback):
     def __init__(
         self, every_n_epochs: int = 1, max_train: int = 10_000, max_held_out: int = 10_000, k: int = 20
     ) -> None:
+        at_least(0, every_n_epochs=every_n_epochs)
+        at_least(1, max_train=max_train, max_held_out=max_held_out)
         self.every_n_epochs, self.max_train, self.max_held_out = every_n_epochs, max_train, max_held_out
         self.protocols = Protocols(k=(k,), temperature=(0.07,), weight_decay=(1e-3,), shots=(), fractions=())
         self.start = UNTRAINED

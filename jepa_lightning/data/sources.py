@@ -17,6 +17,7 @@ from jepa_lightning.data.files import find_files, held_out, is_hidden, printable
 from jepa_lightning.data.image_files import read_image, to_rgb
 from jepa_lightning.data.scaled import Draw, read_part, resized_part
 from jepa_lightning.preprocessing import WHITE
+from jepa_lightning.ranges import within
 
 Split = Literal["train", "val", "test", "all"]
 """``all`` is every sample there is, for `jepa predict`."""
@@ -169,6 +170,7 @@ class ClassFolders(Source[F], Generic[F]):
     listing: type[F]
 
     def __init__(self, root: str, holdout: float = 0.1, background: tuple[int, int, int] = WHITE) -> None:
+        within(0.0, 1.0, holdout=holdout)
         self.root, self.holdout, self.background = Path(root).expanduser(), holdout, background
 
     @property

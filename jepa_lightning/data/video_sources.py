@@ -20,6 +20,7 @@ from jepa_lightning.data.image_files import EXTENSIONS, read_image, to_rgb
 from jepa_lightning.data.sampler import Shares
 from jepa_lightning.data.sources import ClassFolders, Files, Images, ImageSource, Listing, Source, Split
 from jepa_lightning.data.video import Decoder, Video, VideoInfo
+from jepa_lightning.ranges import within
 
 VIDEO_EXTENSIONS = {
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m2ts", ".mts", ".ts", ".wmv", ".flv", ".3gp",
@@ -126,6 +127,7 @@ class VideoList(VideoSource):
         holdout: float = 0.1,
     ) -> None:
         self.lists = {name: _paths(given) for name, given in (("train", train), ("val", val), ("test", test))}
+        within(0.0, 1.0, holdout=holdout)
         self.holdout = holdout
         self._read: dict[str, list[Entry]] = {}
 

@@ -140,6 +140,7 @@ class JEPA(Method):
         ):
             for part in ("start", "peak", "final", "value"):
                 within(0.0, most, **{f"{name}.{part}": getattr(schedule, part, None)})
+        within(0.0, 1.0, betas=betas)
         self.encoder = encoder
         if momentum is not None:  # not by assignment: the name is that of the property below
             self._modules["target_encoder"] = ema_copy(encoder)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from jepa_lightning.models.packing import Packing
 from jepa_lightning.models.positions import Rotation, rotate
+from jepa_lightning.ranges import at_least
 
 NORM_EPS = 1e-6
 """LayerNorm epsilon of every released JEPA; PyTorch's own default is 1e-5."""
@@ -83,6 +84,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
+        at_least(1, num_heads=num_heads)
         if dim % num_heads:
             raise ValueError(f"embed_dim {dim} is not divisible by num_heads {num_heads}")
         self.num_heads = num_heads

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepa_lightning.models.layers import MLP, Block, init_weights
+from jepa_lightning.ranges import at_least
 
 PROBE_EPS = 1e-5
 """LayerNorm epsilon of the released probes; the encoders have 1e-6."""
@@ -96,6 +97,7 @@ class AttentiveClassifier(nn.Module):
 
     def __init__(self, embed_dim: int, num_classes: int, num_heads: int = 16, depth: int = 1) -> None:
         super().__init__()
+        at_least(1, num_classes=num_classes)
         self.pooler = AttentivePooler(embed_dim, num_heads, depth)
         self.linear = nn.Linear(embed_dim, num_classes)
         init_weights(self.linear)
