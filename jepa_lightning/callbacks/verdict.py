@@ -47,9 +47,9 @@ class Verdict(Callback):
             if trainer.max_steps < 0
             else f"--trainer.max_steps {self.fewest_steps}"
         )
-        rank_zero_info(
-            f"this training has {int(steps)} steps, and most learn little before {self.fewest_steps}: {remedy}"
-        )
+        text = f"this training has {int(steps)} steps, and most learn little before {self.fewest_steps}: {remedy}"
+        bar = trainer.progress_bar_callback
+        rank_zero_info(text) if bar is None else bar.print(text)  # which keeps it off the line of the bar
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say it, after the tables."""

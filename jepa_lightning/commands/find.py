@@ -26,8 +26,8 @@ def option_values(arguments: Sequence[str], option: str) -> list[str]:
     return found
 
 
-TAKE_CHECKPOINT = ("validate", "test", "predict", "evaluate", "explore", "export", "plan")
-"""Commands for which a path right after their name is that of a checkpoint."""
+TAKE_CHECKPOINT = ("validate", "test", "predict", "evaluate", "explore", "export", "plan", "dense")
+"""Commands for which a path right after their name (after the task of `jepa dense`) is that of a checkpoint."""
 
 
 def with_named_option(arguments: Sequence[str]) -> list[str]:
@@ -37,8 +37,9 @@ def with_named_option(arguments: Sequence[str]) -> list[str]:
         arguments: Those of the process, without its name.
     """
     given = list(arguments)
-    if len(given) > 1 and given[0] in TAKE_CHECKPOINT and not given[1].startswith("-"):
-        given.insert(1, "--ckpt_path")
+    place = 2 if given[:1] == ["dense"] else 1  # the task comes first
+    if len(given) > place and given[0] in TAKE_CHECKPOINT and not given[place].startswith("-"):
+        given.insert(place, "--ckpt_path")
     return given
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from jepa_lightning import weights
 from jepa_lightning.commands.configs import find_config, with_shipped_configs
-from jepa_lightning.commands.find import find_checkpoint
+from jepa_lightning.commands.find import find_checkpoint, with_named_option
 
 
 @pytest.fixture(autouse=True)
@@ -137,3 +137,10 @@ def test_a_folder_of_several_parts_is_for_a_trainer_and_nothing_else() -> None:
     assert find_checkpoint("sharded.ckpt", "runs") == "sharded.ckpt"
     with pytest.raises(weights.UnknownFormat, match=r"sharded.ckpt is a checkpoint in several parts .* make one file"):
         weights.open("sharded.ckpt")
+
+
+def test_a_path_behind_a_command_or_the_task_of_dense_is_that_of_a_checkpoint() -> None:
+    assert with_named_option(["evaluate", "a.ckpt", "--k", "5"]) == ["evaluate", "--ckpt_path", "a.ckpt", "--k", "5"]
+    assert with_named_option(["dense", "depth", "a.ckpt"]) == ["dense", "depth", "--ckpt_path", "a.ckpt"]
+    for given in (["dense", "depth"], ["dense", "depth", "--steps", "5"], ["fit", "a.ckpt"], ["evaluate"], []):
+        assert with_named_option(given) == given
